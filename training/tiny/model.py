@@ -1,0 +1,121 @@
+"""The embedded model's architecture: a Qwen2-Audio in miniature, its tokenizer, and the splitting of its heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+)
+
+from training.tiny.features import NUM_MEL_BINS, feature_extractor
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|audio_bos|>",
+    "<|AUDIO|>",
+    "<|audio_eos|>",
+]
+EOS, IM_END, AUDIO_BOS, AUDIO, AUDIO_EOS = "<|endoftext|>", *SPECIAL_TOKENS[2:]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_end|>{% endif %}"
+)
+SPLIT = 16  # fine heads per pretrained head: one value channel each
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most 800 tokens over the corpus' texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, additional_special_tokens=SPECIAL_TOKENS[1:]
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
+    """A randomly initialised model with 4 decoder layers of 16 heads (before splitting) and 4 encoder layers."""
+    audio = Qwen2AudioEncoderConfig(
+        num_mel_bins=NUM_MEL_BINS,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=1024,
+        d_model=256,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=16,
+        num_key_value_heads=16, head_dim=16, max_position_embeddings=1536, rope_theta=10_000.0, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    config = Qwen2AudioConfig(
+        audio_config=audio.to_dict(),
+        text_config=text.to_dict(),
+        audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
+    )
+    model = Qwen2AudioForConditionalGeneration(config)
+    positions = model.model.audio_tower.embed_positions
+    with torch.no_grad():  # Whisper's sinusoids; transformers leaves them to the checkpoint
+        half = torch.arange(128) * (-torch.log(torch.tensor(10_000.0)) / 127)
+        angles = torch.arange(positions.num_embeddings)[:, None] * half.exp()[None]
+        positions.weight.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
+    return model
+
+
+def split_heads(
+    model: Qwen2AudioForConditionalGeneration, parts: int = SPLIT
+) -> Qwen2AudioForConditionalGeneration:
+    """Split every decoder head into ``parts`` finer heads; the function stays the same.
+
+    Each fine head is a copy of its parent's query and shares the parent's key and value (grouped-query attention);
+    of the parent's output channels it keeps ``head_dim / parts``, the other columns of its o_proj are zero.
+    """
+    old = model.config.text_config
+    heads, dim = old.num_attention_heads, old.head_dim
+    text = Qwen2Config(
+        **{**old.to_dict(), "num_attention_heads": heads * parts, "num_key_value_heads": heads}
+    )
+    config = Qwen2AudioConfig(
+        audio_config=model.config.audio_config.to_dict(),
+        text_config=text.to_dict(),
+        audio_token_index=model.config.audio_token_id,
+    )
+    fine = Qwen2AudioForConditionalGeneration(config)
+    state = dict(model.state_dict())
+    keep = torch.eye(parts).repeat_interleave(dim // parts, dim=1)  # [parts, dim]
+    for name, value in list(state.items()):
+        if ".q_proj." in name and "language_model" in name:
+            shaped = value.view(heads, 1, dim, *value.shape[1:]).expand(heads, parts, dim, *value.shape[1:])
+            state[name] = shaped.reshape(heads * parts * dim, *value.shape[1:])
+        elif ".o_proj." in name and "language_model" in name:
+            columns = value.view(-1, heads, 1, dim) * keep[None, None]
+            state[name] = columns.reshape(value.shape[0], heads * parts * dim)
+    fine.load_state_dict(state)
+    return fine
+
+
+def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the checkpoint folder in the Hugging Face layout, float16 safetensors."""
+    processor = Qwen2AudioProcessor(feature_extractor(), tokenizer, chat_template=CHAT_TEMPLATE)
+    half = model.half()
+    half.generation_config.eos_token_id = tokenizer.eos_token_id
+    half.generation_config.pad_token_id = tokenizer.pad_token_id
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
