@@ -1,0 +1,265 @@
+"""Audio bytes or a file -> waveform; the one place that holds the limits on input audio.
+
+soundfile reads WAV, FLAC and OGG; PyAV reads everything else and what soundfile would not read to its end.
+That includes MP3: libsndfile guesses the length of an MP3 without a length header, and stops there. Both
+decode block by block, and every limit is checked on each block as it comes, so that a small file that unpacks
+to hours costs no more than the longest clip that is allowed.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import av.error
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from lalm.errors import (
+    AudioError,
+    AudioTooLargeError,
+    AudioTooLongError,
+    EmptyAudioError,
+    UndecodableAudioError,
+    UnsupportedAudioError,
+)
+from lalm.mp4_tables import is_mp4, tables_fit
+
+SAMPLE_RATE_HZ = 16_000
+
+_ACCEPTED = "accepted are WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/AAC, MP4 and WebM"
+_MIN_SAMPLES = SAMPLE_RATE_HZ // 1000
+_MAX_ABS_SAMPLE = 2.0**31  # integer samples that nobody scaled; far beyond that a spectrum overflows
+_BLOCK_FRAMES = 16_384
+_UNKNOWN_FRAMES = 2**62  # libsndfile says SF_COUNT_MAX when the header leaves the length open
+
+# how files begin that soundfile may open: WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF
+_SOUNDFILE_MAGIC = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
+_OGG_FIRST_PAGE = b"OggS\x00\x02"
+
+# FFmpeg knows playlists that name other files and servers: only plain containers may be opened, and nothing
+# may be opened from inside them. With audio codecs only, it decodes no picture while it looks for the audio.
+_LOSSLESS_CODECS = (
+    "alac,flac,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,"
+    "pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8"
+)
+_LOSSY_CODECS = (
+    "aac,aac_latm,ac3,adpcm_ima_wav,adpcm_ms,amrnb,amrwb,eac3,gsm,gsm_ms,libopus,mp2,mp2float,mp3,"
+    "mp3float,opus,speex,vorbis,wmav1,wmav2"
+)
+_CONTAINERS_BUT_MP4 = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,matroska,mp3,mpegts,ogg,w64,wav"
+_AV_OPTIONS = {
+    "codec_whitelist": f"{_LOSSLESS_CODECS},{_LOSSY_CODECS}",
+    "protocol_whitelist": "none",
+}
+_LOSSY_PADDING_FRAMES = 2_048  # lossy encoders fill up their last one or two frames with silence
+
+
+@dataclass(frozen=True)
+class AudioLimits:
+    """What input audio may have; a value at the limit is still allowed."""
+
+    max_bytes: int = 25 * 2**20
+    max_duration_s: float = 30.0
+    max_channels: int = 8
+    min_sample_rate_hz: int = 4_000
+    max_sample_rate_hz: int = 192_000
+
+
+class _Block(NamedTuple):
+    samples: NDArray[np.float32]  # [num_frames, num_channels]
+    sample_rate_hz: int
+    max_padding: int = 0  # frames at the end of the recording that may be the encoder's own
+
+
+def decode_audio(source: bytes | Path, limits: AudioLimits = AudioLimits()) -> NDArray[np.float32]:
+    """Decode one recording to mono 16 kHz.
+
+    Channels are averaged; samples keep their scale and are not clipped. Silence is a recording like any
+    other. Lossy codecs pad: up to 2048 frames past the longest duration are theirs, and dropped.
+    Safe to call from several threads.
+
+    Returns:
+        float32 [num_samples], C-contiguous and finite, at least 1 ms long.
+
+    Raises:
+        EmptyAudioError: no bytes, or less than 1 ms.
+        UndecodableAudioError: no accepted format, no audio, damaged, cut off, or samples that are no numbers.
+        UnsupportedAudioError: channels or sample rate outside the limits.
+        AudioTooLargeError: more than `limits.max_bytes`.
+        AudioTooLongError: longer than `limits.max_duration_s`.
+        AudioError: `source` is a path that cannot be read.
+    """
+    content = _read(source, limits)
+    sound = _open_soundfile(content)
+    blocks = _av_blocks(content, limits) if sound is None else _soundfile_blocks(sound, limits)
+    waveform = _Waveform(limits)
+    with closing(blocks):
+        for block in blocks:
+            waveform.add(block)
+    return waveform.finish()
+
+
+def _read(source: bytes | Path, limits: AudioLimits) -> bytes:
+    """The bytes of `source`, of which never more are read than allowed."""
+    if isinstance(source, bytes):
+        content, num_bytes = source, len(source)
+    else:
+        content, num_bytes = _read_file(source, limits.max_bytes)
+    if num_bytes > limits.max_bytes:
+        raise AudioTooLargeError(
+            f"the audio has {num_bytes} bytes; at most {limits.max_bytes} are allowed",
+            limit_bytes=limits.max_bytes,
+        )
+    if not content:
+        raise EmptyAudioError("the audio is empty: 0 bytes")
+    return content
+
+
+def _read_file(path: Path, max_bytes: int) -> tuple[bytes, int]:
+    """The content and the size of a file; no content when the size is beyond `max_bytes`."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(f"{path} is not a file")
+        if status.st_size > max_bytes:
+            return b"", status.st_size
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}") from error
+    return content, len(content)
+
+
+def _open_soundfile(content: bytes) -> sf.SoundFile | None:
+    """A decoder, if soundfile has one and would read the whole of `content`."""
+    if not content.startswith(_SOUNDFILE_MAGIC):
+        return None
+    if content.startswith(b"OggS") and content.count(_OGG_FIRST_PAGE) > 1:
+        return None  # several recordings one after the other, of which it reads the first
+    try:
+        sound = sf.SoundFile(io.BytesIO(content))
+    except sf.SoundFileError:
+        return None
+    if sound.frames >= _UNKNOWN_FRAMES or sound.subtype.startswith("MPEG"):
+        sound.close()
+        return None
+    return sound
+
+
+def _soundfile_blocks(sound: sf.SoundFile, limits: AudioLimits) -> Generator[_Block]:
+    with sound:
+        rate, announced = sound.samplerate, sound.frames
+        _check_layout(rate, sound.channels, limits)
+        if announced > limits.max_duration_s * rate:
+            raise _too_long(limits)
+        found = 0
+        while True:
+            try:
+                samples = sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            except sf.SoundFileError as error:
+                raise _undecodable(f"the audio is damaged: {error}") from error
+            if len(samples) == 0:
+                break
+            found += len(samples)
+            yield _Block(samples, rate)
+        if found < announced:
+            seconds = f"{announced / rate:.2f} s announced, {found / rate:.2f} s found"
+            raise _undecodable(f"the audio is damaged or cut off ({seconds})")
+
+
+def _av_blocks(content: bytes, limits: AudioLimits) -> Generator[_Block]:
+    mp4 = is_mp4(content)
+    if mp4 and not tables_fit(content):
+        raise _undecodable("the audio is damaged: its tables announce more samples than it has bytes")
+    options = {**_AV_OPTIONS, "format_whitelist": "mov" if mp4 else _CONTAINERS_BUT_MP4}
+    try:
+        with av.open(io.BytesIO(content), "r", options=options, metadata_errors="replace") as container:
+            stream = container.streams.best("audio")
+            if not isinstance(stream, av.AudioStream):
+                raise _undecodable("there is no audio stream in the file")
+            codec = stream.codec_context.name
+            lossy = codec in _LOSSY_CODECS.split(",")
+            if not lossy and codec not in _LOSSLESS_CODECS.split(","):
+                raise _undecodable(f"the audio is coded as {codec!r}")
+            padding = _LOSSY_PADDING_FRAMES if lossy else 0
+            for frame in container.decode(stream):
+                _check_layout(frame.sample_rate, frame.layout.nb_channels, limits)
+                yield _Block(_frame_samples(frame), frame.sample_rate, padding)
+    except av.error.FFmpegError as error:
+        raise _undecodable(f"not audio, or damaged ({error.strerror})") from error
+
+
+def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
+    """The samples of a frame, [num_frames, num_channels]; integers are scaled to -1 .. 1."""
+    raw = frame.to_ndarray()
+    raw = raw.T if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels)
+    samples = raw.astype(np.float32)
+    if raw.dtype.kind == "f":
+        return samples
+    full_scale = np.float32(2 ** (8 * raw.dtype.itemsize - 1))
+    if raw.dtype.kind == "u":
+        samples -= full_scale
+    return samples / full_scale
+
+
+class _Waveform:
+    """Blocks of any one sample rate in, one 16 kHz mono waveform out."""
+
+    def __init__(self, limits: AudioLimits) -> None:
+        self._limits = limits
+        self._sample_rate_hz: int | None = None
+        self._num_frames = 0
+        self._resampler: soxr.ResampleStream | None = None
+        self._parts: list[NDArray[np.float32]] = []
+
+    def add(self, block: _Block) -> None:
+        rate = block.sample_rate_hz
+        if self._sample_rate_hz is None:
+            self._sample_rate_hz = rate
+            if rate != SAMPLE_RATE_HZ:
+                self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
+        if rate != self._sample_rate_hz:
+            raise _undecodable(f"the sample rate changes from {self._sample_rate_hz} to {rate} Hz")
+        self._num_frames += len(block.samples)
+        if self._num_frames > self._limits.max_duration_s * rate + block.max_padding:
+            raise _too_long(self._limits)
+        if not np.all(np.abs(block.samples) <= _MAX_ABS_SAMPLE):  # NaN fails this as well
+            raise _undecodable("the audio has samples that are NaN, infinite or beyond any scale")
+        mono = block.samples.mean(axis=1, dtype=np.float32)
+        self._parts.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+
+    def finish(self) -> NDArray[np.float32]:
+        if self._resampler is not None:
+            rest = self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+            self._parts.append(rest)
+        if sum(len(part) for part in self._parts) < _MIN_SAMPLES:
+            raise EmptyAudioError("the audio is empty: it holds less than 1 ms of sound")
+        return np.concatenate(self._parts)[: int(self._limits.max_duration_s * SAMPLE_RATE_HZ)]
+
+
+def _check_layout(sample_rate_hz: int, num_channels: int, limits: AudioLimits) -> None:
+    if not 1 <= num_channels <= limits.max_channels:
+        allowed = f"1 to {limits.max_channels} are allowed"
+        raise UnsupportedAudioError(f"the audio has {num_channels} channels; {allowed}")
+    if not limits.min_sample_rate_hz <= sample_rate_hz <= limits.max_sample_rate_hz:
+        allowed = f"{limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz are allowed"
+        raise UnsupportedAudioError(f"the audio has a sample rate of {sample_rate_hz} Hz; {allowed}")
+
+
+def _too_long(limits: AudioLimits) -> AudioTooLongError:
+    limit_s = limits.max_duration_s
+    message = f"the audio is longer than {limit_s:g} s, the most that is allowed"
+    return AudioTooLongError(message, limit_s=limit_s)
+
+
+def _undecodable(reason: str) -> UndecodableAudioError:
+    return UndecodableAudioError(f"{reason}; {_ACCEPTED}")

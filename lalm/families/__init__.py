@@ -1,0 +1,127 @@
+"""From a folder or a hub id to a loaded model of the right family."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RevisionResolutionError
+from safetensors import SafetensorError
+from transformers.utils import logging as hf_logging
+
+from lalm import tiny
+from lalm.errors import ModelError
+from lalm.families.qwen2_audio import load_qwen2_audio
+from lalm.family import ModelFamily
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_LOADERS: Mapping[str, Callable[[Path, str, torch.device, torch.dtype], ModelFamily]] = {
+    "qwen2_audio": load_qwen2_audio,
+}
+# what transformers raises on files that are missing, damaged, or do not fit together
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+_NOT_ON_HUB = (HFValidationError, RevisionResolutionError, httpx.HTTPError, OSError)
+_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_family(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    name: str | None = None,
+) -> ModelFamily:
+    """Load a model, frozen and gated.
+
+    path_or_id: a checkpoint folder, or a hub id such as `Qwen/Qwen2-Audio-7B`.
+    revision: branch, tag or commit of a hub id.
+    dtype: what to compute in, whatever the checkpoint is stored in.
+    name: what people call it; the folder's or the hub id's own name if not given.
+
+    Raises:
+        ModelError: not found, damaged, of a family that is not supported, or the device is not there.
+    """
+    if dtype not in _DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    folder = _resolve(str(path_or_id), revision)
+    model_type = _model_type(folder)
+    if model_type not in _LOADERS:
+        raise ModelError(
+            f"{path_or_id}: model type {model_type!r} is not supported; supported: {', '.join(_LOADERS)}"
+        )
+    where, load = _device(device), _LOADERS[model_type]
+    try:
+        with _no_progress_bars():
+            return load(folder, name or _name(str(path_or_id)), where, _DTYPES[dtype])
+    except _DAMAGED as error:
+        raise ModelError(f"{path_or_id}: cannot be loaded: {_one_line(error)}") from error
+
+
+def _resolve(path_or_id: str, revision: str | None) -> Path:
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"{path_or_id}: a local folder has no revision {revision!r}")
+        return folder
+    if folder.is_file() or not _HUB_ID.fullmatch(path_or_id):
+        raise ModelError(f"{path_or_id}: neither a folder nor a hub id of the form owner/name")
+    try:
+        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=_FILES))
+    except _NOT_ON_HUB as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ModelError(
+            f"{path_or_id}: no such folder, and no such model{at} on the hub: {_one_line(error)}"
+        ) from error
+
+
+def _model_type(folder: Path) -> str:
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not the configuration of a model: {_one_line(error)}") from error
+
+
+def _name(path_or_id: str) -> str:
+    path = Path(path_or_id).expanduser().resolve()
+    return tiny.NAME if path == tiny.CHECKPOINT.resolve() else path.name
+
+
+def _device(device: str) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+        raise ModelError(f"device {device!r} is not available: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

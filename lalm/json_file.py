@@ -1,0 +1,64 @@
+"""JSON files that people read in a diff: strict when read, atomic and deterministic when written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not UTF-8, not JSON, not an object, a key that stands twice, NaN or Infinity.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to the file `path`, whole or not at all: one list item a line, keys in their order.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a number is not finite, or a string is not Unicode.
+    """
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        encoded = text.encode()
+    except ValueError as error:
+        raise ValueError(f"cannot be written as JSON: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return content
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number in JSON")
