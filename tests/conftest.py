@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lalm.families import load_family
+from lalm.family import ModelFamily
+from tests.toy import write_toy_checkpoint
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder: 3 layers x 8 heads (2 key-value heads), random weights, float16."""
+    return write_toy_checkpoint(tmp_path_factory.mktemp("toy") / "toy-lalm")
+
+
+@pytest.fixture(scope="session")
+def toy_family(toy_checkpoint: Path) -> ModelFamily:
+    """The toy checkpoint, loaded in float32 on the CPU."""
+    return load_family(toy_checkpoint)

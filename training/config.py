@@ -1,0 +1,193 @@
+"""A recipe file (TOML) -> a frozen configuration; an unknown key is an error.
+
+Two named sets of defaults for `[optim]`; every value can be overridden in the recipe:
+
+    paper    the published schedule: 90,000 steps on a large model
+    short    minutes on a small model: a high learning rate from the first step, summed answer loss
+
+Paths are relative to the folder the command runs in.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lalm.task import OutputKind, TaskSpec
+from training.errors import ConfigError
+
+_Positive = Annotated[int, Field(ge=1)]
+_Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """The manifests of a recipe. `task` is the task's name in them, where it differs."""
+
+    train: Path
+    valid: Path
+    test: Path | None = None
+    task: str | None = None
+    max_train_examples: _Positive | None = None
+    max_valid_examples: _Positive | None = 128
+    cache_audio: bool = True  # keep every audio embedding in memory; off for corpora that do not fit
+
+
+class OptimConfig(_Section):
+    """The optimisation of the mask logits; the defaults are the published ones ("paper")."""
+
+    steps: _Positive = 90_000
+    batch_size: _Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    lr_start: Annotated[float, Field(ge=0)] = 1e-6
+    lr_end: Annotated[float, Field(ge=0)] = 1e-4
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 3_000
+    lr_decay: Literal["cosine", "linear"] = "cosine"
+    lr_decay_fraction: _Fraction = 1.0  # the share of the steps, at the end, over which lr falls to lr_end
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[_Fraction, _Fraction] = (0.9, 0.999)
+    init_mean: float = 4.0
+    init_std: Annotated[float, Field(ge=0)] = 0.02
+    tau_start: Annotated[float, Field(gt=0)] = 4.0
+    tau_end: Annotated[float, Field(gt=0)] = 0.05
+    tau_fraction: _Fraction = 0.3
+    sparsity_lambda: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["token_mean", "sample_sum"] = "token_mean"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "short": {
+        "steps": 400,
+        "batch_size": 16,
+        "lr": 0.05,
+        "lr_start": 0.05,
+        "lr_end": 0.0,
+        "lr_warmup_steps": 0,
+        "lr_decay": "linear",
+        "lr_decay_fraction": 0.2,
+        "weight_decay": 0.0,
+        "init_mean": 1.0,
+        "tau_end": 0.3,
+        "tau_fraction": 0.7,
+        "sparsity_lambda": 1e-4,
+        "loss": "sample_sum",
+    },
+}
+
+
+class RunConfig(_Section):
+    """How a training runs and what it leaves behind."""
+
+    folder: Path | None = None  # checkpoints and logs; default runs/<task>
+    seed: Annotated[int, Field(ge=0)] = 0
+    valid_every: _Positive = 50
+    checkpoint_every: _Positive = 100
+    keep_best: bool = True  # False: the mask of the last step instead of the best on validation
+    select_by: Literal["loss", "score"] = "loss"  # score: greedy answers on the validation data
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    num_threads: _Positive | None = None
+    tensorboard: bool = False
+
+
+class TrainConfig(_Section):
+    """One recipe: a task, its data, the model, how the head mask is trained and where it goes."""
+
+    name: str
+    preset: Literal["paper", "short"]
+    checkpoint: str
+    revision: str | None = None
+    out: Path
+    instruction: str | None = None
+    instructions: tuple[str, ...] = ()
+    text_metric: Literal["wer", "bleu"] = "wer"
+    task: TaskSpec
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        optim = values.get("optim", {})
+        preset = PRESETS.get(values.get("preset", ""))
+        if preset is None or not isinstance(optim, dict):
+            return {"optim": {}, **values}  # the field's own check says what is wrong
+        return {**values, "optim": {**preset, **optim}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.instruction is not None and self.instructions:
+            raise ValueError("give either instruction or instructions")
+        if self.out.name != f"{self.task.name}.json":
+            raise ValueError(f"out: a mask of task {self.task.name!r} goes into {self.task.name}.json")
+        if self.text_metric == "bleu" and self.task.output.kind is OutputKind.LABEL:
+            raise ValueError("text_metric: a label has no text to score")
+        return self
+
+    @property
+    def all_instructions(self) -> tuple[str, ...]:
+        return self.instructions if self.instruction is None else (self.instruction,)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.run.folder or Path("runs") / self.task.name
+
+
+def parse_config(values: dict[str, Any], name: str) -> TrainConfig:
+    """A recipe that was read already; `name` is what the mask file will call it.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value that is not allowed.
+    """
+    try:
+        return TrainConfig.model_validate({**values, "name": name})
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_complaints(error)}") from error
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a recipe file. `overrides` maps dotted keys to values: {"optim.steps": 20}.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown or missing key, or a value that is not allowed.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{path}: {section} is no section, {key} cannot be set")
+        target[last] = value
+    try:
+        return parse_config(values, path.name)
+    except ConfigError as error:
+        raise ConfigError(f"{path.parent}/{error}") from error
+
+
+def _complaints(error: ValidationError) -> str:
+    texts = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            texts.append(f"unknown key {key!r}")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            texts.append(f"{key}: {message}" if key else message)
+    return "; ".join(texts)

@@ -1,0 +1,34 @@
+"""What training and evaluation refuse.
+
+TrainingError
+├ ConfigError        a recipe file: unreadable, an unknown key, a value that is not allowed
+├ ManifestError      a data manifest, with file and line
+└ CheckpointError    a checkpoint that cannot be resumed
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigError(TrainingError):
+    """A recipe file is wrong; the message names the file and the key."""
+
+
+class ManifestError(TrainingError):
+    """A data manifest is wrong; `line` counts from 1."""
+
+    def __init__(self, path: Path, line: int | None, reason: str) -> None:
+        where = str(path) if line is None else f"{path}:{line}"
+        super().__init__(f"{where}: {reason}")
+        self.path = path
+        self.line = line
+        self.reason = reason
+
+
+class CheckpointError(TrainingError):
+    """A training checkpoint is missing, or belongs to another recipe."""

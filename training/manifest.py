@@ -1,0 +1,176 @@
+"""Data manifests: which recording has which answer.
+
+Two forms, told apart by their content:
+
+    JSON     {"annotation": [{"path", "text", "task", optional "expand_wav": [...], optional "Q"}, ...]}
+    JSONL    one such object a line
+
+`path` and `expand_wav` are relative to the folder of the manifest. For a task on one recording the files of
+`expand_wav` are joined to it with 0.1 s of silence between; for a task on two recordings `expand_wav` names
+the second one. `Q`, the instruction of a published manifest, is kept and not used for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from lalm.audio import SAMPLE_RATE_HZ, AudioLimits, decode_audio
+from lalm.errors import AudioError
+from lalm.task import TaskSpec
+from training.errors import ManifestError
+
+JOIN_SILENCE_S = 0.1
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: _Text
+    text: _Text
+    task: _Text
+    expand_wav: list[_Text] = []
+    Q: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One annotation: `recordings` holds, for each audio input of the task, the files joined to make it."""
+
+    recordings: tuple[tuple[Path, ...], ...]
+    text: str
+    instruction: str | None
+    manifest: Path
+    line: int
+
+    def waveforms(self, max_duration_s: float) -> list[NDArray[np.float32]]:
+        """Each audio input as float32 [num_samples], 16 kHz mono.
+
+        Raises:
+            ManifestError: a file that is no audio, or longer than `max_duration_s` seconds.
+        """
+        return [self._joined(files, max_duration_s) for files in self.recordings]
+
+    def _joined(self, files: tuple[Path, ...], max_duration_s: float) -> NDArray[np.float32]:
+        limits = AudioLimits(max_duration_s=max_duration_s)
+        silence = np.zeros(round(JOIN_SILENCE_S * SAMPLE_RATE_HZ), dtype=np.float32)
+        parts: list[NDArray[np.float32]] = []
+        for file in files:
+            try:
+                waveform = decode_audio(file, limits)
+            except AudioError as error:
+                raise ManifestError(self.manifest, self.line, f"{file}: {error}") from error
+            parts += [silence, waveform] if parts else [waveform]
+        joined = np.concatenate(parts)
+        if joined.size > max_duration_s * SAMPLE_RATE_HZ:
+            duration_s = joined.size / SAMPLE_RATE_HZ
+            reason = f"the joined files last {duration_s:.1f} s, {max_duration_s:g} s are allowed"
+            raise ManifestError(self.manifest, self.line, reason)
+        return joined
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest; `sha256` is the hex digest of its bytes."""
+
+    path: Path
+    sha256: str
+    examples: tuple[Example, ...]
+
+
+def load_manifest(path: Path, task: TaskSpec, task_in_manifest: str | None = None) -> Manifest:
+    """Read and check the manifest of one task.
+
+    `task_in_manifest` is the name the task has in the manifest, where it is not `task.name`.
+
+    Raises:
+        ManifestError: unreadable, an unknown key or task, a missing file, an empty text, or an answer that
+            the task cannot read; with the line.
+    """
+    name = task_in_manifest or task.name
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise ManifestError(path, None, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(path, content.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
+    entries = _annotations(path, text) if _is_one_object(text) else _lines(path, text)
+    examples = tuple(_example(path, line, value, task, name) for line, value in entries)
+    if not examples:
+        raise ManifestError(path, None, "there is no annotation in it")
+    return Manifest(path, hashlib.sha256(content).hexdigest(), examples)
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether `text` is the JSON form: its first line alone is no entry."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    try:
+        value = json.loads(first)
+    except ValueError:
+        return first.strip() == "{" or '"annotation"' in first
+    return isinstance(value, dict) and "annotation" in value
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise ManifestError(path, number, f"not JSON: {error}") from error
+
+
+def _annotations(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """The members of "annotation", each with the line it starts in."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(path, error.lineno, f"not JSON: {error.msg}") from error
+    if set(content) != {"annotation"} or not isinstance(content["annotation"], list):
+        reason = 'the only key is "annotation", a list; found ' + ", ".join(sorted(content))
+        raise ManifestError(path, 1, reason)
+    decoder = json.JSONDecoder()
+    position = text.index("[", text.index('"annotation"')) + 1
+    for value in content["annotation"]:
+        while text[position] in " \t\r\n,":
+            position += 1
+        yield text.count("\n", 0, position) + 1, value
+        _, position = decoder.raw_decode(text, position)
+
+
+def _example(path: Path, line: int, value: object, task: TaskSpec, name: str) -> Example:
+    try:
+        entry = _Entry.model_validate(value)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(str(part) for part in detail["loc"]) or "annotation"
+        reason = "is empty" if detail["type"] == "string_pattern_mismatch" else detail["msg"]
+        raise ManifestError(path, line, f"{key}: {reason}") from error
+    if entry.task != name:
+        raise ManifestError(path, line, f"unknown task {entry.task!r}, this recipe is for {name!r}")
+    if not task.parse(entry.text).format_ok:
+        raise ManifestError(path, line, f"text {entry.text!r} is not an answer of task {task.name!r}")
+    files = [path.parent / file for file in (entry.path, *entry.expand_wav)]
+    for file in files:
+        if not file.is_file():
+            raise ManifestError(path, line, f"there is no file {file}")
+    if task.num_audios == 1:
+        recordings: tuple[tuple[Path, ...], ...] = (tuple(files),)
+    elif len(files) == task.num_audios:
+        recordings = tuple((file,) for file in files)
+    else:
+        reason = f"task {task.name!r} needs {task.num_audios} recordings, found {len(files)}"
+        raise ManifestError(path, line, reason)
+    return Example(recordings, entry.text.strip(), entry.Q, path, line)
