@@ -2,9 +2,10 @@
 
 transformers' own encoder pads each clip to 30 s. Here it runs over the frames that exist, with equal results:
 
-- log-mel frame t reads the waveform from sample 160 t - 200 to 160 t + 199, so a few frames of zeros behind
-  the clip make every kept frame the padded one's; zeros never raise the maximum the dynamic floor hangs on;
 - the two convolutions together read at most two frames beyond the clip: the margin;
+- log-mel frame t reads the waveform from sample 160 t - 200 to 160 t + 199, and the STFT mirrors the waveform
+  at its end: behind a margin of zeros it mirrors zeros, so that every kept frame is the padded one's;
+- zeros never raise the maximum that the dynamic floor of the log-mel hangs on;
 - the padded computation masks all later positions in the encoder's attention, so they need not be there.
 """
 
@@ -32,8 +33,6 @@ from lalm.head_mask import ModelIdentity
 FAMILY = "qwen2_audio"
 MARGIN_FRAMES = 2
 MIN_FRAMES = 3  # fewer give no audio token at all; a shorter clip gets silence up to here (30 ms)
-
-_STFT_FRAMES = 2  # computed behind the margin and dropped: the STFT mirrors the waveform at its end
 
 
 class Qwen2AudioFamily:
@@ -71,17 +70,16 @@ class Qwen2AudioFamily:
             raise EmptyAudioError("the audio has no samples")
         hop = self._extractor.hop_length
         num_frames = min(max(-(-waveform.size // hop), MIN_FRAMES), self._max_frames)
-        num_kept = min(num_frames + MARGIN_FRAMES, self._max_frames)
-        num_computed = min(num_kept + _STFT_FRAMES, self._max_frames)
+        width = min(num_frames + MARGIN_FRAMES, self._max_frames)
         mel = self._extractor(
             waveform,
             sampling_rate=SAMPLE_RATE_HZ,
             padding="max_length",
-            max_length=num_computed * hop,
+            max_length=width * hop,
             truncation=True,
             return_tensors="pt",
-        ).input_features[0, :, :num_kept]
-        return AudioFeatures(mel.contiguous(), num_frames, _num_positions(num_frames) // 2)
+        ).input_features[0]
+        return AudioFeatures(mel, num_frames, _num_positions(num_frames) // 2)
 
     @torch.no_grad()
     def embed_audio(self, features: Sequence[AudioFeatures]) -> list[Tensor]:
