@@ -1,8 +1,8 @@
 """Make the embedded model's corpus: ``python -m training.tiny.corpus --out data/tiny``.
 
-Speech is synthesised with espeak-ng and flite (``apt-get install espeak-ng flite``) from the closed grammar, by
-virtual speakers of drawn gender, in four emotions, then degraded a little (noise, band limits). Three splits without
-a common sentence, and without a common engine voice between train and the others. Writes
+Speech is synthesised with espeak-ng and flite (``apt-get install espeak-ng flite``) from the closed grammar,
+by virtual speakers of drawn gender, in four emotions, then degraded a little (noise, band limits). Three
+splits without a common sentence, and without a common engine voice between train and the others. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
 - ``<out>/<split>/utterances.jsonl`` (transcript, translation, gender, emotion, speaker),
@@ -52,7 +52,8 @@ def answers(utterance: Utterance) -> dict[str, str]:
 
 
 def degrade(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Add silence around the speech, sometimes a telephone's band limit, and noise at 15 to 50 dB below the speech."""
+    """Add silence around the speech, sometimes a telephone's band limit, and noise at 15 to 50 dB below the
+    speech."""
     before, after = rng.integers(800, 5000, size=2)
     level = float(np.sqrt(np.mean(wave**2)))
     wave = np.pad(wave, (int(before), int(after)))
@@ -68,7 +69,8 @@ def degrade(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
 
 
 def make_shard(folder: Path, split: Split, shard: int, count: int, seed: int) -> list[Utterance]:
-    """Synthesise ``count`` utterances into ``folder`` and return their records; alone decided by its arguments."""
+    """Synthesise ``count`` utterances into ``folder`` and return their records; alone decided by its
+    arguments."""
     rng = Random(f"{seed}-{split}-{shard}")
     noise_rng = np.random.default_rng([seed, ("train", "dev", "test").index(split), shard])
     records: list[Utterance] = []

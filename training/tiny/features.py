@@ -63,7 +63,8 @@ class Corpus:
         return batches
 
     def pad(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Log-mels float32 [batch, num_mel_bins, frames], padded with each clip's floor, and lengths [batch]."""
+        """Log-mels float32 [batch, num_mel_bins, frames], padded with each clip's floor, and lengths
+        [batch]."""
         lengths = torch.tensor([self.mels[i].shape[1] for i in indices])
         longest = int(lengths.max()) // 4 * 4 + 4
         out = torch.empty(len(indices), NUM_MEL_BINS, longest)
@@ -75,7 +76,8 @@ class Corpus:
 
 
 def spec_augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """Mask one band of up to 20 mel bins and one stretch of up to 15 frames a clip, and shift the level a little.
+    """Mask one band of up to 20 mel bins and one stretch of up to 15 frames a clip, and shift the level a
+    little.
 
     Source: SpecAugment (arXiv 1904.08779), section 2.
     """

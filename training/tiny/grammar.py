@@ -1,8 +1,9 @@
 """The closed bilingual grammar of the embedded model: English sentences with their German translation.
 
 Everything the embedded model can say stands here. A sentence is drawn with a seeded generator; the split of a
-sentence (train, dev, test) is decided by a hash of its text, so held-out sentences are never trained on, whatever
-the voice. Single words (digits, commands) are too few to be held out and belong to the training split alone.
+sentence (train, dev, test) is decided by a hash of its text, so held-out sentences are never trained on,
+whatever the voice. Single words (digits, commands) are too few to be held out and belong to the training
+split alone.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Sentence:
 
     @property
     def split(self) -> Split:
-        """Train, dev or test by a hash of the English text; single words and short phrases are always train."""
+        """Train, dev or test by a hash of the English text; single words and short phrases are always
+        train."""
         if len(self.english.split()) < 3:
             return "train"
         bucket = hashlib.sha256(self.english.encode()).digest()[0]

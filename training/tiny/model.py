@@ -1,4 +1,5 @@
-"""The embedded model's architecture: a Qwen2-Audio in miniature, its tokenizer, and the splitting of its heads."""
+"""The embedded model's architecture: a Qwen2-Audio in miniature, its tokenizer, and the splitting of its
+heads."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
-    """A randomly initialised model with 4 decoder layers of 16 heads (before splitting) and 4 encoder layers."""
+    """A randomly initialised model with 4 decoder layers of 16 heads (before splitting) and 4 encoder
+    layers."""
     audio = Qwen2AudioEncoderConfig(
         num_mel_bins=NUM_MEL_BINS,
         encoder_layers=4,
@@ -61,10 +63,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
         d_model=256,
     )
     text = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=16,
-        num_key_value_heads=16, head_dim=16, max_position_embeddings=1536, rope_theta=10_000.0, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=16,
+        max_position_embeddings=1536,
+        rope_theta=10_000.0,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config = Qwen2AudioConfig(
         audio_config=audio.to_dict(),
         text_config=text.to_dict(),
@@ -84,8 +96,9 @@ def split_heads(
 ) -> Qwen2AudioForConditionalGeneration:
     """Split every decoder head into ``parts`` finer heads; the function stays the same.
 
-    Each fine head is a copy of its parent's query and shares the parent's key and value (grouped-query attention);
-    of the parent's output channels it keeps ``head_dim / parts``, the other columns of its o_proj are zero.
+    Each fine head is a copy of its parent's query and shares the parent's key and value (grouped-query
+    attention); of the parent's output channels it keeps ``head_dim / parts``, the other columns of its o_proj
+    are zero.
     """
     old = model.config.text_config
     heads, dim = old.num_attention_heads, old.head_dim

@@ -1,9 +1,10 @@
-"""Pretrain the embedded model: ``python -m training.tiny.pretrain --corpus data/tiny --out lalm/tiny/checkpoint``.
+"""Pretrain the embedded model: ``python -m training.tiny.pretrain``.
 
-Two stages. The audio encoder learns words and letters (CTC), gender and emotion together from the first step. Then it
-is frozen, its outputs are computed once, and projector and decoder learn the seven tasks behind packed instructions;
-in the second half with head dropout on rows with an instruction, so that many small head contributions carry a task.
-Last, every head is split into finer ones (the function stays the same). Head masks are never known here.
+Two stages. The audio encoder learns words and letters (CTC), gender and emotion together from the first step.
+Then it is frozen, its outputs are computed once, and projector and decoder learn the seven tasks behind
+packed instructions; in the second half with head dropout on rows with an instruction, so that many small head
+contributions carry a task. Last, every head is split into finer ones (the function stays the same). Head
+masks are never known here.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from training.tiny.corpus import answers
 from training.tiny.features import Corpus, spec_augment
 from training.tiny.model import build_model, save, split_heads, train_tokenizer
 from training.tiny.segments import INSTRUCTIONS, RowMaker, pack
-from training.tiny.corpus import answers
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -38,8 +39,8 @@ def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, T
         mels: [batch, num_mel_bins, frames]; lengths: frames that exist, [batch].
 
     Returns:
-        Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4, d_model],
-        their number.
+        Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4,
+        d_model], their number.
     """
     hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
     num_frames = (lengths - 1) // 2 + 1
@@ -108,7 +109,7 @@ class Pretraining:
     def autocast(self) -> torch.autocast:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
-    # Stage 1 -----------------------------------------------------------------------------------------------------
+    # Stage 1
 
     def train_encoder(self, steps: int, batch_size: int) -> None:
         tower = self.model.model.audio_tower.train()
@@ -185,7 +186,7 @@ class Pretraining:
                 right["emotion"] += EMOTIONS[int(emotion[row])] == record["emotion"]
         return {"dev_wer": wer(references, heard)} | {k: v / len(references) for k, v in right.items()}
 
-    # Stage 2 -----------------------------------------------------------------------------------------------------
+    # Stage 2
 
     @torch.inference_mode()
     def encode_all(self, corpus: Corpus, augment: bool) -> list[Tensor]:
@@ -258,7 +259,8 @@ def mean_token(tokens: Tensor, num_tokens: Tensor) -> Tensor:
 
 
 class HeadDropout:
-    """Silences attention output channels (the heads-to-be after splitting) of whole rows at a rate drawn a row."""
+    """Silences attention output channels (the heads-to-be after splitting) of whole rows at a rate drawn a
+    row."""
 
     def __init__(self, decoder: Any, generator: torch.Generator) -> None:
         self._gates: list[Tensor] = []

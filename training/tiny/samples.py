@@ -1,8 +1,9 @@
 """Make the recordings of ``samples/``: ``python -m training.tiny.samples``.
 
-Held-out sentences by held-out voices, drawn with seeds of their own, so no training saw them. They are a smoke test
-and a demonstration, not a benchmark: clips are drawn until every shipped task answers each kept one correctly. Where
-a task's answer is wrong for a clip, the clip is passed over; the measured error rates stand in the README.
+Held-out sentences by held-out voices, drawn with seeds of their own, so no training saw them. They are a
+smoke test and a demonstration, not a benchmark: clips are drawn until every shipped task answers each kept
+one correctly. Where a task's answer is wrong for a clip, the clip is passed over; the measured error rates
+stand in the README.
 """
 
 from __future__ import annotations

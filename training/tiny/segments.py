@@ -1,7 +1,7 @@
 """What the decoder is pretrained on: instructions, their degraded forms, and packed rows of several tasks.
 
-One clip's audio is the common prefix of several task segments: a block attention mask lets every segment see the
-audio and itself only, and positions restart after the audio, so the clip is paid for once.
+One clip's audio is the common prefix of several task segments: a block attention mask lets every segment see
+the audio and itself only, and positions restart after the audio, so the clip is paid for once.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ INSTRUCTIONS = {
     ),
 }
 TASKS = tuple(INSTRUCTIONS)
-# Shares of the answers given without an instruction, by task. Transcription leads: it is the model's own default.
+# Shares of the answers given without an instruction, by task. Transcription leads: it is the model's own
+# default.
 UNPROMPTED_SHARES = {"asr": 6, "gr": 1, "ser": 2, "s2tt": 2.5, "asr-gr": 1, "gr-asr": 1, "asr-gr-json": 2}
 SEGMENTS_PER_ROW = 5
 UNPROMPTED_PER_ROW = 3
 
 
 def instruction(task: str, rng: Random, degrade: bool) -> str:
-    """A wording of ``task``; half of the degraded ones are damaged (a cut, a shuffle, dropped words, a prefix)."""
+    """A wording of ``task``; half of the degraded ones are damaged (a cut, a shuffle, dropped words, a
+    prefix)."""
     wordings = INSTRUCTIONS[task]
     text = wordings[0] if rng.random() < 0.6 else rng.choice(wordings)
     if not degrade or rng.random() < 0.5:
@@ -67,7 +69,8 @@ def instruction(task: str, rng: Random, degrade: bool) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A clip and its task segments: prompt token ids and answer token ids each; no prompt where none is given."""
+    """A clip and its task segments: prompt token ids and answer token ids each; no prompt where none is
+    given."""
 
     clip: int
     segments: list[tuple[list[int], list[int]]]
@@ -105,8 +108,9 @@ class RowMaker:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows as tensors. ``ids``, ``targets``, ``weights``, ``position_ids``: [batch, length]; ``attention_mask``: bool
-    [batch, 1, length, length]; ``audio``: bool [batch, length], where the audio tokens stand; ``targets`` -100 = none."""
+    """Rows as tensors. ``ids``, ``targets``, ``weights``, ``position_ids``: [batch, length];
+    ``attention_mask``: bool [batch, 1, length, length]; ``audio``: bool [batch, length], where the audio
+    tokens stand; ``targets`` -100 = none."""
 
     ids: Tensor
     targets: Tensor
@@ -134,8 +138,9 @@ def pack(rows: list[Row], audio_lengths: list[int], tokenizer: PreTrainedTokeniz
         positions[b, :prefix], segment_of[b, :prefix] = torch.arange(prefix), 0
         start = prefix
         for number, (prompt, answer) in enumerate(row.segments, 1):
-            # The token that predicts the answer's first token is the prompt's last one. Without a prompt that is the
-            # prefix's last token, common to all segments: a copy of it opens the segment, at the same position.
+            # The token that predicts the answer's first token is the prompt's last one. Without a prompt that
+            # is the prefix's last token, common to all segments: a copy of it opens the segment, at the same
+            # position.
             opening = prompt or [eos]
             tokens = opening + answer[:-1]
             stop, first = start + len(tokens), prefix if prompt else prefix - 1
@@ -149,8 +154,8 @@ def pack(rows: list[Row], audio_lengths: list[int], tokenizer: PreTrainedTokeniz
 
 
 def _block_mask(segment_of: Tensor, audio: Tensor) -> Tensor:
-    """Causal inside a segment, every segment sees the prefix; a segment opened by a copy of the prefix's last token
-    (numbers below -1) does not see the original of it. Padding sees itself only."""
+    """Causal inside a segment, every segment sees the prefix; a segment opened by a copy of the prefix's last
+    token (numbers below -1) does not see the original of it. Padding sees itself only."""
     length = segment_of.shape[1]
     causal = torch.tril(torch.ones(length, length, dtype=torch.bool))
     same = segment_of[:, :, None] == segment_of[:, None, :]

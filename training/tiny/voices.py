@@ -1,8 +1,8 @@
 """Virtual speakers: espeak-ng and flite voices with drawn vocal tract, pitch and emotion, to 16 kHz mono.
 
-espeak-ng speaks through a variant file written for each speaker (formants and pitch range scaled by the speaker's
-gender); flite voices are moved between speakers by resampling (pitch and vocal tract together) with the duration
-compensated. Emotion acts on pitch, pitch range, rate, loudness and spectral tilt.
+espeak-ng speaks through a variant file written for each speaker (formants and pitch range scaled by the
+speaker's gender); flite voices are moved between speakers by resampling (pitch and vocal tract together) with
+the duration compensated. Emotion acts on pitch, pitch range, rate, loudness and spectral tilt.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Gender = Literal["male", "female"]
 GENDERS: tuple[Gender, ...] = ("male", "female")
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
-# Whole voices are kept for evaluation: no test speaker shares an engine voice with training. flite's voices stand with
-# their native gender and mean pitch in Hz (its "rms" ignores pitch targets and cannot be moved between speakers).
+# Whole voices are kept for evaluation: no test speaker shares an engine voice with training. flite's voices
+# stand with their native gender and mean pitch in Hz (its "rms" ignores pitch targets and cannot be moved
+# between speakers).
 ESPEAK: dict[Split, tuple[str, ...]] = {
     "train": ("en-us", "en-gb", "en-gb-x-rp", "en-us-nyc", "en-029"),
     "dev": ("en-gb-x-gbcwmd",),
@@ -56,7 +57,8 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Prosody:
-    """How an emotion changes a speaker: factors on pitch, pitch range and rate, gain in dB, tilt coefficient."""
+    """How an emotion changes a speaker: factors on pitch, pitch range and rate, gain in dB, tilt
+    coefficient."""
 
     pitch: float
     spread: float
@@ -132,17 +134,8 @@ class Studio:
         variant = self._data / "voices" / "!v" / "drawn"
         variant.write_text("language variant\nname drawn\n" + "\n".join(lines) + "\n")
         words_per_minute = round(165 * speaker.rate * prosody.rate)
-        self._run(
-            [
-                "espeak-ng",
-                f"--path={self._data.parent}",
-                "-v",
-                f"{speaker.voice}+drawn",
-                "-s",
-                str(words_per_minute),
-            ]
-            + ["-w", str(self._wav), text]
-        )
+        voice = ["-v", f"{speaker.voice}+drawn", "-s", str(words_per_minute)]
+        self._run(["espeak-ng", f"--path={self._data.parent}", *voice, "-w", str(self._wav), text])
         return self._read(1.0)
 
     def _flite(self, text: str, speaker: Speaker, prosody: Prosody) -> NDArray[np.float32]:

@@ -1,0 +1,132 @@
+"""The commands `train` and `evaluate`; what is slow to import is imported when they run."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
+    from training.evaluate import EvaluateOptions, TaskEvaluation
+
+_Condition = Literal["mask", "instruction", "random", "none"]
+
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be repeated."),
+]
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A recipe (TOML).")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+    overrides: _Set = None,
+) -> None:
+    """Train the head mask of a recipe.
+
+    Prints the file it went into. Every weight of the model stays frozen. Ctrl-C leaves a checkpoint that --resume takes up. Paths in a recipe are relative to the current folder.
+
+    \b
+    ahamask train training/recipes/asr.toml
+    ahamask train training/recipes/asr.toml --set optim.steps=50 --set run.device=cuda
+    """
+    values = _overrides(overrides)
+    from training.config import load_config
+    from training.train import train as train_head_mask
+
+    typer.echo(str(train_head_mask(load_config(recipe, values), resume=resume)))
+
+
+def evaluate(
+    recipes: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Recipes (TOML).")],
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which data.")] = "test",
+    condition: Annotated[
+        list[_Condition] | None,
+        typer.Option(help="What is compared; may be repeated.  [default: all four]"),
+    ] = None,
+    num_random: Annotated[int, typer.Option(min=1, help="Random head masks a task.")] = 5,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Recordings decoded together.")] = 16,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Use so many of the split.")] = None,
+    overrides: _Set = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the numbers into the mask files.")] = False,
+    answers: Annotated[Path | None, typer.Option(help="Write every answer here, JSONL.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Print a Markdown table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
+) -> None:
+    """Measure the head masks of recipes.
+
+    Against the instruction, random head masks of the same size, and neither of them. Answers come from plain Hugging Face generate, not from the service's engine.
+
+    \b
+    ahamask evaluate training/recipes/gr.toml --condition mask --max-examples 100
+    ahamask evaluate training/recipes/*.toml --table
+    """
+    if table and as_json:
+        raise typer.BadParameter("--table and --json exclude each other")
+    values = _overrides(overrides)
+    from training.config import load_config
+    from training.evaluate import EvaluateOptions, write_answers
+
+    options = EvaluateOptions(
+        split=split,
+        conditions=tuple(condition) if condition else get_args(_Condition),
+        num_random=num_random,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        max_examples=max_examples,
+    )
+    configs = [load_config(recipe, values) for recipe in recipes]
+    evaluations = list(_evaluations(configs, options, write=write))
+    if answers is not None:
+        write_answers(evaluations, answers)
+    _print(evaluations, markdown=table, as_json=as_json)
+
+
+def _evaluations(
+    configs: Iterable[TrainConfig], options: EvaluateOptions, *, write: bool
+) -> Iterator[TaskEvaluation]:
+    """One evaluation a recipe; recipes of the same model in a row share it."""
+    from training.evaluate import evaluate as evaluate_recipe
+    from training.train import load_configured_family
+
+    loaded: Any = None
+    for config in configs:
+        which = (config.checkpoint, config.revision, config.run.device, config.run.dtype)
+        if loaded is None or loaded[0] != which:
+            loaded = (which, load_configured_family(config))
+        yield evaluate_recipe(config, options, family=loaded[1], write=write)
+
+
+def _print(evaluations: list[TaskEvaluation], *, markdown: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from training.table import json_table, markdown_table, rich_table
+
+    if as_json:
+        for row in json_table(evaluations):
+            typer.echo(json.dumps(row, ensure_ascii=False))
+    elif markdown:
+        typer.echo(markdown_table(evaluations), nl=False)
+    else:
+        Console().print(rich_table(evaluations))
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    """`["optim.steps=50"]` to `{"optim.steps": 50}`; a value that is not TOML is a string."""
+    values = {}
+    for setting in settings or ():
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise typer.BadParameter(f"--set {setting}: not of the form KEY=VALUE")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        values[key.strip()] = value
+    return values
