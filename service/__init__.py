@@ -1,0 +1,1 @@
+"""The HTTP service: one resident audio language model, one head mask a task."""

@@ -1,0 +1,63 @@
+"""Answers to recordings on disk: the way of a request from decoding to parsing, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lalm.audio import AudioLimits, decode_audio
+from lalm.errors import LalmError
+from lalm.task import ParsedAnswer
+from service.catalogue import CatalogueEntry
+from service.inference.exceptions import InferenceError
+from service.inference.request import EngineRequest, RowRequest
+from service.runtime import Loaded
+
+if TYPE_CHECKING:
+    from lalm.family import AudioFeatures, ModelFamily
+
+
+@dataclass(frozen=True)
+class FileAnswer:
+    """What became of the recordings of one question; `error` is set and `text` empty when it failed."""
+
+    files: Sequence[Path]
+    text: str = ""
+    parsed: ParsedAnswer | None = None
+    error: LalmError | InferenceError | None = None
+
+
+async def answer_files(
+    loaded: Loaded, entry: CatalogueEntry, groups: Sequence[Sequence[Path]], *, max_in_flight: int
+) -> AsyncIterator[FileAnswer]:
+    """The answer of `entry`'s task to every group of `num_audios` files, in order; the engine is running.
+
+    max_in_flight: groups decoded or in the engine at a time; no more than it takes without refusing.
+    """
+    places = asyncio.Semaphore(max_in_flight)
+    async with asyncio.TaskGroup() as tasks:
+        answers = [tasks.create_task(_answer(loaded, entry, group, places)) for group in groups]
+        for answer in answers:
+            yield await answer
+
+
+async def _answer(
+    loaded: Loaded, entry: CatalogueEntry, files: Sequence[Path], places: asyncio.Semaphore
+) -> FileAnswer:
+    row = RowRequest(entry.task.name, entry.head_mask, None, entry.task.max_new_tokens)
+    async with places:
+        try:
+            family, limits = loaded.engine.family, loaded.audio_limits
+            audio = [await asyncio.to_thread(_features, family, limits, file) for file in files]
+            request = EngineRequest(" ".join(str(file) for file in files), audio, [row])
+            text = (await loaded.engine.submit(request)).rows[0].text
+        except (LalmError, InferenceError) as error:
+            return FileAnswer(files, error=error)
+    return FileAnswer(files, text, entry.task.parse(text))
+
+
+def _features(family: ModelFamily, limits: AudioLimits, file: Path) -> AudioFeatures:
+    return family.features(decode_audio(file, limits))

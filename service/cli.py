@@ -1,0 +1,133 @@
+"""The commands `serve` and `run`; what is slow to import is imported when they run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from service.catalogue import CatalogueEntry
+    from service.runtime import Loaded
+    from service.settings import Settings
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or Hugging Face id.  [AHAMASK_MODEL; default: tiny-lalm]"),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.  [AHAMASK_REVISION]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [AHAMASK_DEVICE; default: cpu]")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16.  [AHAMASK_DTYPE; default: float32]")
+]
+MasksDir = Annotated[
+    Path | None,
+    typer.Option("--masks", help="Folder of mask files.  [AHAMASK_MASKS_DIR; default: masks/<model name>]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+def settings_of(**options: Any) -> Settings:
+    """The environment's settings under the options that were given.
+
+    Raises:
+        SettingsError: a value does not fit.
+    """
+    from service.settings import Settings
+
+    return Settings.from_environment(**{name: value for name, value in options.items() if value is not None})
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address.  [AHAMASK_HOST; default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port.  [AHAMASK_PORT, PORT; default: 8080]")] = None,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    masks: MasksDir = None,
+) -> None:
+    """Answer recordings over HTTP.
+
+    Serves every task that has a head mask, until SIGTERM or SIGINT; requests accepted by then are answered.
+    The other settings (slots, limits, logs) are AHAMASK_ variables of the environment: README.md has them.
+
+    \b
+    ahamask serve --port 9000
+    ahamask serve --model Qwen/Qwen2-Audio-7B --device cuda --dtype bfloat16
+    """
+    settings = settings_of(
+        host=host, port=port, model=model, revision=revision, device=device, dtype=dtype, masks_dir=masks
+    )
+    from service.app import serve as serve_http
+
+    raise typer.Exit(serve_http(settings))
+
+
+def run(
+    task: Annotated[str, typer.Argument(help="Name of a task, such as asr.")],
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Recordings.")],
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    masks: MasksDir = None,
+    as_json: Json = False,
+) -> None:
+    """Answer recordings without HTTP.
+
+    Gives what the service would answer; several files are one batch. Prints the text of the answer, behind
+    the name of the file if there are several. Tasks on two recordings take the files in pairs. A file that
+    cannot be used is named on standard error; the others are answered.
+
+    \b
+    ahamask run asr kitchen.wav
+    ahamask run gr --json *.flac | jq .result.label
+    """
+    settings = settings_of(model=model, revision=revision, device=device, dtype=dtype, masks_dir=masks)
+    from service.errors import UnknownTaskError
+    from service.loading import load
+    from service.logging import configure_logging
+    from service.metrics import Metrics
+
+    configure_logging("error", as_json=settings.log_json)
+    loaded = load(settings, Metrics())
+    try:
+        entry = loaded.catalogue[task]
+    except UnknownTaskError as error:
+        raise typer.BadParameter(str(error)) from error
+    num_audios = entry.task.num_audios
+    if len(files) % num_audios:
+        raise typer.BadParameter(f"task {task!r} takes files in groups of {num_audios}, not {len(files)}")
+    groups = [files[start : start + num_audios] for start in range(0, len(files), num_audios)]
+    loaded.engine.start()
+    try:
+        num_failed = asyncio.run(_print_answers(loaded, entry, groups, settings.max_slots, as_json=as_json))
+    finally:
+        loaded.engine.stop()
+    raise typer.Exit(1 if num_failed else 0)
+
+
+async def _print_answers(
+    loaded: Loaded, entry: CatalogueEntry, groups: list[list[Path]], max_in_flight: int, *, as_json: bool
+) -> int:
+    """Returns how many groups failed; each of them is named on standard error."""
+    from service.batch import answer_files
+
+    num_failed = 0
+    async for answer in answer_files(loaded, entry, groups, max_in_flight=max_in_flight):
+        names = [str(file) for file in answer.files]
+        if answer.parsed is None:
+            print(f"ahamask: {' '.join(names)}: {answer.error}", file=sys.stderr)
+            num_failed += 1
+        elif as_json:
+            file = names if len(names) > 1 else names[0]
+            line = {"task": entry.task.name, "file": file, "text": answer.text, **answer.parsed._asdict()}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        else:
+            print(*(names if len(groups) > 1 else ()), answer.text, sep="\t", flush=True)
+    return num_failed

@@ -1,0 +1,185 @@
+"""Every error that a client can meet, and the one table from exception class to HTTP status.
+
+The service's own errors (those of audio, masks and models are drawn in lalm/errors.py, those of the engine in
+service/inference/exceptions.py):
+
+    ServiceError                   .param: the part of the request at fault, or None
+    ├ MalformedBodyError           the body is not what its Content-Type says
+    ├ UnknownTaskError             no mask file gives this task; the message names those that exist
+    ├ UploadTooLargeError          more bytes than the limit, which the message names
+    ├ UnsupportedBodyError         the Content-Type is neither multipart/form-data nor audio
+    ├ InvalidParameterError        a parameter or the number of recordings does not fit the task
+    ├ ClientDisconnectedError      the client went away; seen in logs and metrics only
+    └ NotReadyError                loading, draining or failed to load   .retry_after_s
+
+Whatever happens, the body is one envelope: {"error": {"type", "message", "param", "request_id"}}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lalm import errors as lalm_errors
+from service.inference import exceptions as inference_errors
+from service.schemas import ErrorBody, ErrorEnvelope
+
+INTERNAL_MESSAGE = "internal error; the service's log has the reason under this request_id"
+DEFAULT_RETRY_AFTER_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class ServiceError(Exception):
+    """Root of the errors raised by the service; `param` names the part of the request at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class MalformedBodyError(ServiceError):
+    """The body is not what its Content-Type says."""
+
+
+class UnknownTaskError(ServiceError):
+    """No task of this name; the message names those that exist."""
+
+    def __init__(self, name: str, *, known: Sequence[str]) -> None:
+        super().__init__(f"unknown task {name!r}; known tasks: {', '.join(known)}", param="task")
+
+
+class UploadTooLargeError(ServiceError):
+    """The body has more bytes than the limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the request body is larger than the limit of {limit_bytes} bytes", param="file")
+        self.limit_bytes = limit_bytes
+
+
+class UnsupportedBodyError(ServiceError):
+    """The Content-Type is neither multipart/form-data nor audio."""
+
+
+class InvalidParameterError(ServiceError):
+    """A parameter, or the number of recordings, does not fit."""
+
+
+class ClientDisconnectedError(ServiceError):
+    """The client went away before it was answered."""
+
+
+class NotReadyError(ServiceError):
+    """The service does not take requests now; come back in `retry_after_s` seconds, perhaps elsewhere."""
+
+    def __init__(self, message: str, *, retry_after_s: float = DEFAULT_RETRY_AFTER_S) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ErrorKind(NamedTuple):
+    """How a class of errors looks on the wire."""
+
+    status: int
+    type: str
+
+
+ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
+    MalformedBodyError: ErrorKind(400, "malformed_body"),
+    UnknownTaskError: ErrorKind(404, "unknown_task"),
+    UploadTooLargeError: ErrorKind(413, "upload_too_large"),
+    UnsupportedBodyError: ErrorKind(415, "unsupported_body"),
+    InvalidParameterError: ErrorKind(422, "invalid_parameter"),
+    ClientDisconnectedError: ErrorKind(499, "client_disconnected"),
+    NotReadyError: ErrorKind(503, "not_ready"),
+    ServiceError: ErrorKind(500, "internal_error"),
+    lalm_errors.EmptyAudioError: ErrorKind(400, "empty_audio"),
+    lalm_errors.UndecodableAudioError: ErrorKind(415, "undecodable_audio"),
+    lalm_errors.UnsupportedAudioError: ErrorKind(415, "unsupported_audio"),
+    lalm_errors.AudioTooLargeError: ErrorKind(413, "audio_too_large"),
+    lalm_errors.AudioTooLongError: ErrorKind(413, "audio_too_long"),
+    lalm_errors.AudioError: ErrorKind(400, "invalid_audio"),
+    lalm_errors.HeadMaskError: ErrorKind(500, "internal_error"),
+    lalm_errors.ModelError: ErrorKind(500, "internal_error"),
+    lalm_errors.LalmError: ErrorKind(500, "internal_error"),
+    inference_errors.PromptTooLongError: ErrorKind(413, "prompt_too_long"),
+    inference_errors.QueueFullError: ErrorKind(429, "queue_full"),
+    inference_errors.EngineStoppedError: ErrorKind(503, "engine_stopped"),
+    inference_errors.SequenceFailedError: ErrorKind(500, "internal_error"),
+    inference_errors.InferenceError: ErrorKind(500, "internal_error"),
+}
+
+# Errors that the framework finds before a route runs.
+_FRAMEWORK_TYPES = {400: "malformed_body", 404: "not_found", 405: "method_not_allowed"}
+
+
+def error_kind(error: Exception) -> ErrorKind:
+    """Status and type of `error`: its own row of ERROR_TABLE, or that of its nearest base class."""
+    for cls in type(error).__mro__:
+        if cls in ERROR_TABLE:
+            return ERROR_TABLE[cls]
+    return ErrorKind(500, "internal_error")
+
+
+def error_response(error: Exception, request_id: str) -> JSONResponse:
+    """The answer to `error`; for a status of 500 its message stays inside."""
+    kind = error_kind(error)
+    if kind.status == 500:
+        return _envelope(kind, INTERNAL_MESSAGE, None, request_id)
+    headers = _retry_after(error) if kind.status in (429, 503) else {}
+    return _envelope(kind, str(error), getattr(error, "param", None), request_id, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give `app` the envelope for every error of the table and of the framework.
+
+    Exceptions outside the table are answered by service.middleware, which knows the request id.
+    """
+    for root in (ServiceError, lalm_errors.LalmError, inference_errors.InferenceError):
+        app.add_exception_handler(root, _handle_house_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_framework_error)
+
+
+async def _handle_house_error(request: Request, error: Exception) -> JSONResponse:
+    if error_kind(error).status == 500:
+        log.error("request failed", exc_info=error)
+    return error_response(error, request.state.request_id)
+
+
+async def _handle_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    message = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in problems)
+    kind = ErrorKind(422, ERROR_TABLE[InvalidParameterError].type)
+    return _envelope(kind, message, str(problems[0]["loc"][-1]), request.state.request_id)
+
+
+async def _handle_framework_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = ErrorKind(error.status_code, _FRAMEWORK_TYPES.get(error.status_code, "http_error"))
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    return _envelope(kind, message, None, request.state.request_id, error.headers or {})
+
+
+def _retry_after(error: Exception) -> dict[str, str]:
+    seconds = getattr(error, "retry_after_s", DEFAULT_RETRY_AFTER_S)
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _envelope(
+    kind: ErrorKind,
+    message: str,
+    param: str | None,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    body = ErrorEnvelope(error=ErrorBody(type=kind.type, message=message, param=param, request_id=request_id))
+    return JSONResponse(body.model_dump(), status_code=kind.status, headers=headers)

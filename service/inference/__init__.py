@@ -1,0 +1,18 @@
+"""The engine: requests of different tasks, each under its own head mask, decoded in one batch.
+
+From the outside in:
+
+    request.py        what goes in and comes out
+    exceptions.py     what may go wrong
+    engine.py         the loop and its thread
+    ticket.py         an accepted request: its rows, and who waits for them
+    ledger.py         requests and their rows: answered, failed, cancelled
+    sequence.py       one row: its states, its finish reason, its times
+    scheduler.py      who waits, who runs, in which slot
+    isolation.py      one bad row costs no other
+    model_runner.py   encode, prefill, decode
+    kv_cache.py       keys and values of the running rows, by slot
+    observer.py       what the metrics are told
+
+Only model_runner.py and kv_cache.py compute with tensors.
+"""

@@ -1,0 +1,261 @@
+"""The engine: one thread that owns the model, and the door to it for coroutines.
+
+    submit ──▶ Scheduler ──admit──▶ encode ──▶ prefill ──▶ decode, decode, … ──▶ EngineResult
+              (waiting)    (slot)   └──────────── one step of the loop ────┘
+
+Every step admits what fits into free slots, gives the newcomers their first token, and every running row
+one more: rows of different requests and tasks share the batch, each under its own head mask (continuous
+batching). What a step raises costs only the request that caused it.
+
+The sequences in slots belong to the engine's thread; submit, cancel, drain and stop may come from any other,
+and reach only what waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+
+from lalm.family import ModelFamily
+from service.inference.exceptions import EngineStoppedError
+from service.inference.isolation import isolated
+from service.inference.ledger import Ledger
+from service.inference.model_runner import ModelRunner
+from service.inference.observer import EngineObserver
+from service.inference.request import EngineRequest, EngineResult, RowRequest, RowResult
+from service.inference.scheduler import Scheduler
+from service.inference.sequence import FinishReason, Sequence
+from service.inference.ticket import Ticket, open_ticket
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "EngineObserver",
+    "EngineRequest",
+    "EngineResult",
+    "RowRequest",
+    "RowResult",
+]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    max_slots: rows decoded together.
+    max_waiting: rows that may wait beyond those.
+    max_sequence_tokens: prompt and answer of one row; two clips of 30 s are 1,500 tokens.
+    max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
+    """
+
+    max_slots: int = 16
+    max_waiting: int = 64
+    max_sequence_tokens: int = 2048
+    max_prefill_tokens: int = 4096
+
+
+class Phase(Enum):
+    """Where an engine stands; only READY takes requests."""
+
+    NEW = "not started"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class Engine:
+    """Serves one loaded model. See the module."""
+
+    def __init__(self, family: ModelFamily, config: EngineConfig, observer: EngineObserver) -> None:
+        self.family = family
+        self._config = config
+        self._observer = observer
+        self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens)
+        self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
+        self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
+        self._sequence_ids = itertools.count()
+        self._phase = Phase.NEW
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()  # its lock guards everything above
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `submit` takes requests."""
+        return self._phase is Phase.READY
+
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait for a slot."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Rows in slots."""
+        return self._scheduler.num_running
+
+    def start(self) -> None:
+        """Start the thread and return once the model has run through every stage. Blocks.
+
+        Raises:
+            RuntimeError: started before.
+            Exception: whatever the model raised in its first run.
+        """
+        with self._changed:
+            if self._phase is not Phase.NEW:
+                raise RuntimeError(f"the engine is {self._phase.value}")
+            self._phase = Phase.STARTING
+            self._thread.start()
+            self._changed.wait_for(lambda: self._phase is not Phase.STARTING)
+            if self._failure is not None:
+                raise self._failure
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and finish those accepted; False if `timeout_s` was too short. Blocks."""
+        with self._changed:
+            if self._phase in (Phase.STARTING, Phase.READY):
+                self._phase = Phase.DRAINING
+            return self._changed.wait_for(lambda: self._ledger.is_empty, timeout_s)
+
+    def stop(self) -> None:
+        """End the thread after its step; requests without an answer get EngineStoppedError. Blocks."""
+        with self._changed:
+            self._phase = Phase.STOPPED
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    async def submit(self, request: EngineRequest) -> EngineResult:
+        """Answer every row of a request. Cancelling the awaiting task frees its places and slots.
+
+        Raises:
+            QueueFullError: too many rows are waiting; none of this request was queued.
+            EngineStoppedError: not ready, or stopped before the answer.
+            PromptTooLongError: audio, instruction and answer are longer than one row may be.
+            SequenceFailedError: the model failed on this request.
+            ValueError: no audio, no row, or a row that may not generate a token.
+        """
+        ticket = open_ticket(request, self.family, self._config.max_sequence_tokens, self._sequence_ids)
+        with self._changed:
+            if self._phase is not Phase.READY:
+                raise EngineStoppedError(f"the engine takes no requests: {self._phase.value}")
+            self._ledger.enter(ticket)
+            self._notify()
+        try:
+            return await ticket.answer
+        except asyncio.CancelledError:
+            self._cancel(ticket)
+            raise
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._ledger.cancel(ticket)
+            self._notify()
+
+    def _notify(self) -> None:
+        self._observer.on_queue(self._scheduler.num_waiting, self._scheduler.num_running)
+        self._changed.notify_all()
+
+    # From here on: the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            self._runner.warm_up()
+            with self._changed:
+                if self._phase is Phase.STARTING:
+                    self._phase = Phase.READY
+                self._notify()
+            while self._wait_for_work():
+                self._step()
+        except BaseException as error:
+            log.exception("the engine failed")
+            self._failure = error
+        with self._changed:
+            self._phase = Phase.STOPPED
+            self._ledger.abandon(self._failure)
+            self._notify()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when that is to leave."""
+        with self._changed:
+            if self._scheduler.is_empty:
+                self._runner.rest()
+            self._changed.wait_for(lambda: self._phase is Phase.STOPPED or not self._scheduler.is_empty)
+            return self._phase is not Phase.STOPPED
+
+    def _step(self) -> None:
+        with self._changed:
+            self._ledger.sweep()
+            admitted = self._scheduler.admit(time.perf_counter())
+            self._notify()
+        if admitted:
+            self._encode(admitted)
+        # A row whose request failed has left its slot.
+        if fresh := [sequence for sequence in admitted if sequence.slot is not None]:
+            self._prefill(fresh)
+        if running := self._scheduler.running:
+            self._decode(running)
+
+    def _encode(self, admitted: list[Sequence]) -> None:
+        """Encode the audio of those requests whose first rows these are."""
+        tickets = [ticket for ticket in self._ledger.tickets_of(admitted) if ticket.audio_embeds is None]
+        start_s = time.perf_counter()
+        outcomes = isolated(self._runner.encode, [ticket.request.audio for ticket in tickets])
+        end_s = time.perf_counter()
+        if tickets:
+            self._observer.on_encode(end_s - start_s, sum(len(ticket.request.audio) for ticket in tickets))
+        for sequence in admitted:
+            sequence.times.encoded_s = end_s
+        with self._changed:
+            for ticket, outcome in zip(tickets, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    self._ledger.fail(next(row for row in ticket.sequences if row in admitted), outcome)
+                else:
+                    ticket.audio_embeds = outcome
+            self._notify()
+
+    def _prefill(self, sequences: list[Sequence]) -> None:
+        start_s = time.perf_counter()
+        rows = [(sequence, self._ledger.audio_embeds(sequence)) for sequence in sequences]
+        outcomes = isolated(self._runner.prefill, rows)
+        end_s = time.perf_counter()
+        self._observer.on_prefill(end_s - start_s, len(sequences))
+        for sequence in sequences:
+            sequence.times.prefilled_s = end_s
+        for ticket in self._ledger.tickets_of(sequences):
+            ticket.drop_audio_if_prefilled()
+        self._collect(sequences, outcomes)
+
+    def _decode(self, sequences: list[Sequence]) -> None:
+        start_s = time.perf_counter()
+        outcomes = isolated(self._runner.decode, sequences)
+        self._observer.on_decode_step(time.perf_counter() - start_s, len(sequences))
+        self._collect(sequences, outcomes)
+
+    def _collect(self, sequences: list[Sequence], outcomes: list[int | Exception]) -> None:
+        """Append each row's token, and end the rows that are complete or failed."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            if isinstance(outcome, Exception) and sequence.slot is not None:
+                self._runner.clear(sequence.slot)
+        with self._changed:
+            for sequence, outcome in zip(sequences, outcomes, strict=True):
+                if sequence.slot is None:
+                    continue  # another row of its request has just failed
+                if isinstance(outcome, Exception):
+                    self._ledger.fail(sequence, outcome)
+                elif outcome in self.family.eos_token_ids:
+                    self._ledger.complete(sequence, FinishReason.STOP)
+                else:
+                    sequence.output_ids.append(outcome)
+                    if len(sequence.output_ids) == sequence.max_new_tokens:
+                        self._ledger.complete(sequence, FinishReason.LENGTH)
+            self._notify()

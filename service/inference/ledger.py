@@ -1,0 +1,125 @@
+"""Which rows belong to which request, and what becomes of the request when one of them ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.inference.exceptions import EngineStoppedError, SequenceFailedError
+from service.inference.observer import EngineObserver
+from service.inference.request import EngineResult, RowResult
+from service.inference.scheduler import Scheduler
+from service.inference.sequence import FinishReason, Sequence, SequenceState
+from service.inference.ticket import Ticket
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = structlog.get_logger(__name__)
+
+
+class Ledger:
+    """The open tickets. Not thread-safe; the engine's lock guards it."""
+
+    def __init__(
+        self, scheduler: Scheduler, observer: EngineObserver, decode_tokens: Callable[[list[int]], str]
+    ) -> None:
+        self._scheduler = scheduler
+        self._observer = observer
+        self._decode_tokens = decode_tokens
+        self._tickets: dict[int, Ticket] = {}  # by the id of each row that has not ended
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._tickets
+
+    def enter(self, ticket: Ticket) -> None:
+        """Queue all rows of a request, or none.
+
+        Raises:
+            QueueFullError: they do not fit.
+        """
+        self._scheduler.add(ticket.sequences)
+        self._tickets.update((sequence.id, ticket) for sequence in ticket.sequences)
+
+    def tickets_of(self, sequences: Iterable[Sequence]) -> list[Ticket]:
+        """The requests of some rows, each once."""
+        return list(dict.fromkeys(self._tickets[sequence.id] for sequence in sequences))
+
+    def audio_embeds(self, sequence: Sequence) -> list[Tensor]:
+        """The encoded clips of the request that a row belongs to."""
+        embeds = self._tickets[sequence.id].audio_embeds
+        if embeds is None:
+            raise RuntimeError(f"the audio of sequence {sequence.id} is not encoded")
+        return embeds
+
+    def complete(self, sequence: Sequence, reason: FinishReason) -> None:
+        """A row has its answer; the request is answered when it was the last one."""
+        ticket = self._tickets[sequence.id]
+        self._end(sequence, reason)
+        if any(row.id in self._tickets for row in ticket.sequences):
+            return
+        try:
+            ticket.settle(self._result(ticket))
+        except Exception as error:  # noqa: BLE001 (a tokeniser's trouble with these tokens concerns nobody else)
+            ticket.settle(_failure(sequence, error))
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        """The model failed on a row: the request fails, and its other rows end."""
+        ticket = self._tickets[sequence.id]
+        self._end(sequence, FinishReason.ERROR)
+        self._end_all(ticket)
+        ticket.settle(_failure(sequence, error))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more: waiting rows end now, those in slots at the next `sweep`."""
+        ticket.cancelled = True
+        for sequence in ticket.sequences:
+            if sequence.state is SequenceState.WAITING:
+                self._end(sequence, FinishReason.CANCELLED)
+
+    def sweep(self) -> None:
+        """End the rows in slots of cancelled requests; between steps only."""
+        for ticket in set(self._tickets.values()):
+            if ticket.cancelled:
+                self._end_all(ticket)
+
+    def abandon(self, failure: BaseException | None) -> None:
+        """The engine has stopped, because of `failure` or because it was told to: every request ends."""
+        for ticket in set(self._tickets.values()):
+            stopped = EngineStoppedError("the engine stopped before the answer")
+            stopped.__cause__ = failure
+            self._end_all(ticket)
+            ticket.settle(stopped)
+
+    def _end_all(self, ticket: Ticket) -> None:
+        for sequence in ticket.sequences:
+            self._end(sequence, FinishReason.CANCELLED)
+        ticket.audio_embeds = None
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        if self._scheduler.finish(sequence, reason, time.perf_counter()):
+            del self._tickets[sequence.id]
+            self._observer.on_row_finished(sequence)
+
+    def _result(self, ticket: Ticket) -> EngineResult:
+        rows = [
+            RowResult(
+                token_ids=sequence.output_ids,
+                text=self._decode_tokens(sequence.output_ids),
+                finish_reason="stop" if sequence.finish_reason is FinishReason.STOP else "length",
+                timings_ms=sequence.times.timings_ms(),
+            )
+            for sequence in ticket.sequences
+        ]
+        return EngineResult(audio_tokens=ticket.request.num_audio_tokens, rows=rows)
+
+
+def _failure(sequence: Sequence, error: Exception) -> SequenceFailedError:
+    log.error("sequence failed", request_id=sequence.request_id, task=sequence.task, exc_info=error)
+    failure = SequenceFailedError(sequence.task)
+    failure.__cause__ = error
+    return failure

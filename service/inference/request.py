@@ -1,0 +1,65 @@
+"""What is submitted to the engine, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lalm.head_mask import HeadMask
+
+if TYPE_CHECKING:
+    from lalm.family import AudioFeatures
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """One task on the audio of a request.
+
+    head_mask: None for the plain model.
+    instruction: None for audio alone, the prompt of a head mask.
+    """
+
+    task: str
+    head_mask: HeadMask | None
+    instruction: str | None
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One upload: `audio` (one or two clips) is encoded once, every row is decoded on its own.
+
+    request_id: for the log; need not be unique.
+    """
+
+    request_id: str
+    audio: list[AudioFeatures]
+    rows: list[RowRequest]
+
+    @property
+    def num_audio_tokens(self) -> int:
+        """Decoder positions of all clips."""
+        return sum(clip.num_audio_tokens for clip in self.audio)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """The answer of one row.
+
+    token_ids: without the end-of-text token.
+    finish_reason: `stop` when the model ended the answer, `length` when `max_new_tokens` did.
+    timings_ms: milliseconds in `queue`, `encoder`, `prefill`, `decode`, and their sum, `total`.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """The answers to one request, in the order of its rows; audio_tokens counts all clips."""
+
+    audio_tokens: int
+    rows: list[RowResult]

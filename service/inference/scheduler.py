@@ -1,0 +1,117 @@
+"""Who waits, who runs, and in which slot. Standard library only: no tensor, no clock, no thread.
+
+First come, first served. Invariants, which hold after every call:
+
+    a sequence is WAITING (in the queue), RUNNING (in one slot) or FINISHED (in neither)
+    every slot is free or has exactly one sequence
+    waiting + running <= max_slots + max_waiting, but for a single request that is larger than that alone
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+
+from service.inference.exceptions import QueueFullError
+from service.inference.sequence import FinishReason, Sequence, SequenceState
+
+# What a row is taken to last before any has finished, and how much the latest one counts afterwards.
+_FIRST_GUESS_S = 1.0
+_LATEST_WEIGHT = 0.1
+
+
+class Scheduler:
+    """Admits waiting sequences into free slots. Not thread-safe.
+
+    max_slots: rows in the batch.
+    max_waiting: rows that may wait beyond those that fit into slots.
+    max_prefill_tokens: prompt positions prefilled in one step, padding included, so that rows in mid-answer
+        do not stand still for long; the first row of a step may exceed it.
+    """
+
+    def __init__(self, max_slots: int, max_waiting: int, max_prefill_tokens: int) -> None:
+        if min(max_slots, max_prefill_tokens) < 1 or max_waiting < 0:
+            raise ValueError("max_slots and max_prefill_tokens must be positive, max_waiting not negative")
+        self._max_slots = max_slots
+        self._capacity = max_slots + max_waiting
+        self._max_prefill_tokens = max_prefill_tokens
+        self._free_slots = list(range(max_slots))  # a heap: low slots first keeps the running ones together
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, Sequence] = {}
+        self._row_s: float | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting and not self._running
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences in slots, in the order of their slots."""
+        return [self._running[slot] for slot in sorted(self._running)]
+
+    def add(self, sequences: list[Sequence]) -> None:
+        """Queue the rows of one request, all or none; they may be admitted at different steps.
+
+        An empty scheduler takes a request of any size, so that every request is accepted some day.
+
+        Raises:
+            QueueFullError: not all of them fit.
+        """
+        num_rows = self.num_waiting + self.num_running
+        num_over = num_rows + len(sequences) - self._capacity
+        if num_rows and num_over > 0:
+            raise QueueFullError(self._seconds_until_free(min(num_over, num_rows)))
+        self._waiting.extend(sequences)
+
+    def admit(self, now_s: float) -> list[Sequence]:
+        """Move waiting sequences into free slots, as far as the prefill budget of one step goes."""
+        admitted: list[Sequence] = []
+        longest = 0
+        while self._waiting and self._free_slots:
+            longest = max(longest, self._waiting[0].num_prompt_tokens)
+            if admitted and longest * (len(admitted) + 1) > self._max_prefill_tokens:
+                break
+            sequence = self._waiting.popleft()
+            sequence.state = SequenceState.RUNNING
+            sequence.slot = heapq.heappop(self._free_slots)
+            sequence.times.admitted_s = now_s
+            self._running[sequence.slot] = sequence
+            admitted.append(sequence)
+        return admitted
+
+    def finish(self, sequence: Sequence, reason: FinishReason, now_s: float) -> bool:
+        """End a sequence, from wherever it is; its slot, if it has one, is free for the next `admit`.
+
+        Returns False, having done nothing, when it had ended before.
+        """
+        if sequence.state is SequenceState.FINISHED:
+            return False
+        if sequence.slot is None:
+            self._waiting.remove(sequence)
+        else:
+            del self._running[sequence.slot]
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = None
+        sequence.state = SequenceState.FINISHED
+        sequence.finish_reason = reason
+        sequence.times.finished_s = now_s
+        if sequence.times.admitted_s is not None:
+            self._note_duration(now_s - sequence.times.admitted_s)
+        return True
+
+    def _note_duration(self, row_s: float) -> None:
+        known_s = row_s if self._row_s is None else self._row_s
+        self._row_s = known_s + _LATEST_WEIGHT * (row_s - known_s)
+
+    def _seconds_until_free(self, num_rows: int) -> float:
+        """An estimate of the time until that many rows have ended, all slots being busy."""
+        row_s = _FIRST_GUESS_S if self._row_s is None else self._row_s
+        return num_rows * row_s / self._max_slots

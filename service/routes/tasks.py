@@ -1,0 +1,146 @@
+"""The tasks: what there is, and answers to recordings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from service.answers import answer_unless_disconnected, head_mask_info
+from service.catalogue import Catalogue, CatalogueEntry
+from service.errors import InvalidParameterError
+from service.runtime import Runtime
+from service.schemas import ErrorEnvelope, TaskAnswer, TaskAnswers, TaskInfo, TaskList
+from service.uploads import read_recordings
+
+router = APIRouter(tags=["tasks"])
+
+_BINARY = {"type": "string", "format": "binary"}
+_FILES = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "oneOf": [_BINARY, {"type": "array", "items": _BINARY, "minItems": 2, "maxItems": 2}],
+            "description": "The recording (WAV, FLAC, OGG, MP3, M4A, WebM, MP4); two `file` for pair tasks.",
+        }
+    },
+}
+_REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A form with the recording as `file`, or the recording itself as the body.",
+        "content": {
+            "multipart/form-data": {"schema": _FILES},
+            **{name: {"schema": _BINARY} for name in ("audio/*", "video/*", "application/octet-stream")},
+        },
+    }
+}
+
+
+def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        int(status.removeprefix("e")): {"model": ErrorEnvelope, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+_NOT_READY = _errors(e503="Loading or draining; come back after Retry-After seconds.")
+_ANSWER_ERRORS = _NOT_READY | _errors(
+    e400="The body is malformed, or holds no audio.",
+    e404="No such task; the message names the known ones.",
+    e413="Too many bytes or seconds; the message names the limit.",
+    e415="Not audio that can be decoded.",
+    e422="A parameter, or the number of recordings, does not fit.",
+    e429="Too many requests are waiting; come back after Retry-After seconds.",
+    e500="Internal error; the log has the reason under the request id.",
+)
+
+
+@router.get("/tasks", summary="List the tasks", responses=_NOT_READY)
+async def list_tasks(request: Request) -> TaskList:
+    """Every task this service answers, with the form of its answers and its head mask."""
+    loaded = _runtime(request).serving()
+    return TaskList(
+        model=loaded.engine.family.identity.name, tasks=[_task_info(entry) for entry in loaded.catalogue]
+    )
+
+
+@router.get(
+    "/tasks/{task}",
+    summary="Describe a task",
+    responses=_NOT_READY
+    | _errors(e404="No such task; the message names the known ones.", e422="A parameter does not fit."),
+)
+async def describe_task(request: Request, task: str) -> TaskInfo:
+    """One task, with the form of its answers and its head mask."""
+    return _task_info(_runtime(request).serving().catalogue[task])
+
+
+@router.post("/tasks/{task}", summary="Answer a task", responses=_ANSWER_ERRORS, openapi_extra=_REQUEST_BODY)
+async def answer_task(request: Request, task: str) -> TaskAnswer:
+    """Answer one task on a recording.
+
+    curl -F file=@recording.wav http://localhost:8080/tasks/asr
+    curl -H 'Content-Type: audio/wav' --data-binary @recording.wav http://localhost:8080/tasks/asr
+    """
+    (answer,) = await _answer(request, [task])
+    return answer
+
+
+@router.post("/tasks", summary="Answer several tasks", responses=_ANSWER_ERRORS, openapi_extra=_REQUEST_BODY)
+async def answer_tasks(
+    request: Request,
+    tasks: Annotated[
+        list[str], Query(description="Task names separated by commas, or repeated.", examples=["asr,gr"])
+    ],
+) -> TaskAnswers:
+    """Answer several tasks on one recording, which is uploaded, decoded and encoded once.
+
+    curl -F file=@recording.wav 'http://localhost:8080/tasks?tasks=asr,gr'
+    """
+    names = [name.strip() for item in tasks for name in item.split(",")]
+    answers = await _answer(request, names)
+    return TaskAnswers(id=request.state.request_id, results={answer.task: answer for answer in answers})
+
+
+async def _answer(request: Request, names: list[str]) -> list[TaskAnswer]:
+    runtime = _runtime(request)
+    catalogue = runtime.serving().catalogue
+    request.state.tasks = sorted({name for name in names if name in catalogue})
+    entries = _entries(catalogue, names)
+    runtime.check_room()
+    runtime.accept()
+    recordings = await read_recordings(
+        request, num_audios=entries[0].task.num_audios, max_bytes=runtime.settings.max_upload_bytes
+    )
+    return await answer_unless_disconnected(request, runtime, entries, recordings)
+
+
+def _entries(catalogue: Catalogue, names: list[str]) -> list[CatalogueEntry]:
+    entries = [catalogue[name] for name in names]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidParameterError(f"task {twice!r} is asked for twice", param="tasks")
+    if len({entry.task.num_audios for entry in entries}) > 1:
+        counts = ", ".join(f"{entry.task.name}: {entry.task.num_audios}" for entry in entries)
+        raise InvalidParameterError(f"the numbers of recordings differ ({counts})", param="tasks")
+    return entries
+
+
+def _task_info(entry: CatalogueEntry) -> TaskInfo:
+    task = entry.task
+    return TaskInfo(
+        name=task.name,
+        title=task.title,
+        output=task.output,
+        num_audios=task.num_audios,
+        max_new_tokens=task.max_new_tokens,
+        head_mask=head_mask_info(entry.head_mask),
+        evaluation=entry.evaluation,
+    )
+
+
+def _runtime(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime

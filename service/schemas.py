@@ -1,0 +1,141 @@
+"""The types of the wire: what the service answers, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from lalm.task import OutputSpec
+
+_SHA256 = "4c0f4e6f2f1c0d0e9a3f5b1c7d8e2a6b4c0f4e6f2f1c0d0e9a3f5b1c7d8e2a6b"
+
+EXAMPLE_ANSWER: JsonDict = {
+    "id": "3f1c9a52b0d84e7f9a6d2c41e8b75f03",
+    "task": "gr-asr",
+    "text": "male | turn on the light",
+    "result": {"gender": "male", "transcript": "turn on the light"},
+    "audio": {"duration_s": 1.84, "truncated": False},
+    "model": "tiny-lalm",
+    "head_mask": {"sha256": _SHA256, "active_heads": 81, "num_heads": 128},
+    "usage": {"audio_tokens": 46, "output_tokens": 8},
+    "timings_ms": {
+        "audio": 4.1,
+        "queue": 0.2,
+        "encoder": 9.8,
+        "prefill": 6.3,
+        "decode": 31.0,
+        "total": 51.9,
+    },
+    "finish_reason": "stop",
+    "format_ok": True,
+}
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    type: str = Field(description="Kind of error, made for programs.", examples=["unknown_task"])
+    message: str = Field(description="What was wrong and what is allowed, made for people.")
+    param: str | None = Field(description="The part of the request at fault, or null.", examples=["task"])
+    request_id: str = Field(description="The X-Request-Id of this request; the service's log has it too.")
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class AudioInfo(BaseModel):
+    """The audio that was heard."""
+
+    duration_s: float = Field(description="Seconds of audio; the sum over the recordings of a pair task.")
+    truncated: bool = Field(description="Whether audio was cut off; false: what is too long is refused.")
+
+
+class HeadMaskInfo(BaseModel):
+    """The head mask that selected the task."""
+
+    sha256: str = Field(description="Digest of shape and bits.")
+    active_heads: int = Field(description="Heads kept.")
+    num_heads: int = Field(description="Heads of the whole decoder (layers x heads a layer).")
+
+
+class Usage(BaseModel):
+    """What the request cost."""
+
+    audio_tokens: int = Field(description="Positions of the prompt that carry audio.")
+    output_tokens: int = Field(description="Tokens generated, the end token not counted.")
+
+
+class TimingsMs(BaseModel):
+    """Milliseconds in each stage."""
+
+    audio: float = Field(description="Decoding the upload and computing its features, wait included.")
+    queue: float = Field(description="Waiting for a slot.")
+    encoder: float = Field(description="Audio encoder; one pass serves all tasks of the request.")
+    prefill: float = Field(description="First pass of the decoder, over the audio.")
+    decode: float = Field(description="Token by token after that.")
+    total: float = Field(description="From the last byte of the upload to the answer.")
+
+
+class TaskAnswer(BaseModel):
+    """The answer of one task."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_ANSWER]})
+
+    id: str = Field(description="The X-Request-Id of the request.")
+    task: str
+    text: str = Field(description="What the model said, unparsed.")
+    result: dict[str, str | None] = Field(
+        description="`text` parsed: {text}, {label} or the task's fields; null where it could not be read."
+    )
+    audio: AudioInfo
+    model: str
+    head_mask: HeadMaskInfo
+    usage: Usage
+    timings_ms: TimingsMs
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`stop`: the model ended; `length`: cut at the task's max_new_tokens."
+    )
+    format_ok: bool = Field(description="Whether `text` had the form that the task asks for.")
+
+
+class TaskAnswers(BaseModel):
+    """The answers of several tasks to one upload."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"id": EXAMPLE_ANSWER["id"], "results": {"gr-asr": EXAMPLE_ANSWER}}]}
+    )
+
+    id: str = Field(description="The X-Request-Id of the request.")
+    results: dict[str, TaskAnswer] = Field(
+        description="By task, in the order asked: what POST /tasks/{task} would have answered."
+    )
+
+
+class TaskInfo(BaseModel):
+    """One task that the service answers."""
+
+    name: str
+    title: str
+    output: OutputSpec = Field(description="Form of the answer: text, label (one of labels), fields or json.")
+    num_audios: int = Field(description="Recordings a request takes: 1, or 2 for pair tasks.")
+    max_new_tokens: int
+    head_mask: HeadMaskInfo
+    evaluation: dict[str, Any] = Field(description="What was measured when the head mask was made.")
+
+
+class TaskList(BaseModel):
+    """Every task that the service answers."""
+
+    model: str
+    tasks: list[TaskInfo]
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: Literal["ok", "ready"]
