@@ -29,7 +29,8 @@ def train(
 ) -> None:
     """Train the head mask of a recipe.
 
-    Prints the file it went into. Every weight of the model stays frozen. Ctrl-C leaves a checkpoint that --resume takes up. Paths in a recipe are relative to the current folder.
+    Every weight of the model stays frozen. Prints the file that the head mask went into. Ctrl-C leaves a
+    checkpoint that --resume takes up. Paths in a recipe are relative to the current folder.
 
     \b
     ahamask train training/recipes/asr.toml
@@ -46,8 +47,8 @@ def evaluate(
     recipes: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Recipes (TOML).")],
     split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which data.")] = "test",
     condition: Annotated[
-        list[_Condition] | None,
-        typer.Option(help="What is compared; may be repeated.  [default: all four]"),
+        list[str] | None,
+        typer.Option(help=", ".join(get_args(_Condition)) + "; may be repeated.  [default: all]"),
     ] = None,
     num_random: Annotated[int, typer.Option(min=1, help="Random head masks a task.")] = 5,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
@@ -61,7 +62,8 @@ def evaluate(
 ) -> None:
     """Measure the head masks of recipes.
 
-    Against the instruction, random head masks of the same size, and neither of them. Answers come from plain Hugging Face generate, not from the service's engine.
+    Compares them with the instruction, with random head masks of the same size, and with neither. Answers
+    come from plain Hugging Face generate, not from the service's engine.
 
     \b
     ahamask evaluate training/recipes/gr.toml --condition mask --max-examples 100
@@ -75,7 +77,7 @@ def evaluate(
 
     options = EvaluateOptions(
         split=split,
-        conditions=tuple(condition) if condition else get_args(_Condition),
+        conditions=_conditions(condition or get_args(_Condition)),
         num_random=num_random,
         num_beams=num_beams,
         batch_size=batch_size,
@@ -130,3 +132,11 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
             value = text
         values[key.strip()] = value
     return values
+
+
+def _conditions(names: Iterable[str]) -> tuple[_Condition, ...]:
+    known: dict[str, _Condition] = {name: name for name in get_args(_Condition)}
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"--condition {name}: one of {', '.join(known)}")
+    return tuple(known[name] for name in names)

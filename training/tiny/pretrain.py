@@ -295,10 +295,10 @@ def main(
     ),
     encoder_steps: Annotated[
         int, typer.Option(help="Steps of the encoder stage; 0 reads its saved state.")
-    ] = 3000,
+    ] = 3500,
     decoder_steps: Annotated[
         int, typer.Option(help="Steps of the decoder stage; 0 reads its saved state.")
-    ] = 3000,
+    ] = 1500,
     batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 32,
     dropout_from: Annotated[
         float, typer.Option(help="Share of the decoder stage before head dropout.")
