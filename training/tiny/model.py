@@ -4,11 +4,14 @@ heads."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioEncoderConfig,
@@ -16,6 +19,8 @@ from transformers import (
     Qwen2AudioProcessor,
     Qwen2Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from training.tiny.features import NUM_MEL_BINS, feature_extractor
 
@@ -34,6 +39,7 @@ CHAT_TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_end|>{% endif %}"
 )
+FLOAT32_ATTENTION = "sdpa_float32"
 SPLIT = 16  # fine heads per pretrained head: one value channel each
 
 
@@ -50,6 +56,17 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, additional_special_tokens=SPECIAL_TOKENS[1:]
     )
+
+
+def float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """SDPA in float32 under bfloat16 autocast: on a CPU its bfloat16 backward takes most of a step."""
+    with torch.autocast(query.device.type, enabled=False):
+        output, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **kwargs
+        )
+    return output.to(query.dtype), None
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
@@ -83,6 +100,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
         audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
     )
     model = Qwen2AudioForConditionalGeneration(config)
+    AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
+    AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
+    model.model.language_model.set_attn_implementation(FLOAT32_ATTENTION)
     positions = model.model.audio_tower.embed_positions
     with torch.no_grad():  # Whisper's sinusoids; transformers leaves them to the checkpoint
         half = torch.arange(128) * (-torch.log(torch.tensor(10_000.0)) / 127)

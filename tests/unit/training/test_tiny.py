@@ -1,0 +1,121 @@
+"""The embedded model's making: grammar, packed rows, split heads, corpus."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from training.tiny.corpus import answers, make_shard
+from training.tiny.grammar import Sentence, Split, draw
+from training.tiny.model import build_model, split_heads, train_tokenizer
+from training.tiny.segments import INSTRUCTIONS, TASKS, UNPROMPTED_SHARES, Row, instruction, pack
+
+UTTERANCE = {"transcript": "turn on the light", "translation": "schalte das licht an"} | {
+    "gender": "male",
+    "emotion": "sad",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [*answers(UTTERANCE).values(), *(w for ws in INSTRUCTIONS.values() for w in ws)]
+    return train_tokenizer(texts * 3)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    return build_model(tokenizer).eval()
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_drawn_sentences_belong_to_their_split(split: Split) -> None:
+    rng = Random(1)
+    assert {draw(rng, split).split for _ in range(300)} == {split}
+
+
+def test_no_held_out_sentence_is_trained_on() -> None:
+    train = {draw(Random(seed), "train") for seed in range(2000)}
+    test = {draw(Random(seed), "test") for seed in range(500)}
+    assert len(test) > 30
+    assert not train & test
+
+
+def test_single_words_are_not_held_out() -> None:
+    assert Sentence("seven", "sieben").split == "train"
+
+
+def test_every_task_has_instructions_an_answer_and_a_share() -> None:
+    assert set(answers(UTTERANCE)) == set(TASKS) == set(INSTRUCTIONS) == set(UNPROMPTED_SHARES)
+    assert answers(UTTERANCE)["gr-asr"] == "male | turn on the light"
+
+
+def test_an_instruction_is_never_degraded_to_nothing() -> None:
+    rng = Random(0)
+    assert all(instruction(task, rng, degrade=True).strip() for task in TASKS for _ in range(200))
+
+
+def logits_of(model, tokenizer, rows: list[Row], audio: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of the answers of each row, in order; the audio of every row is ``audio`` [tokens, hidden]."""
+    packed = pack(rows, [len(audio)] * len(rows), tokenizer)
+    decoder = model.model.language_model
+    embeds = decoder.embed_tokens(packed.ids)
+    embeds = embeds.masked_scatter(packed.audio[..., None], audio.repeat(len(rows), 1))
+    hidden = decoder(
+        inputs_embeds=embeds,
+        attention_mask={"full_attention": packed.attention_mask},
+        position_ids=packed.position_ids,
+    ).last_hidden_state
+    return [model.lm_head(hidden[b, packed.targets[b] != -100]) for b in range(len(rows))]
+
+
+def plain_logits(model, tokenizer, segment: tuple[list[int], list[int]], audio: torch.Tensor) -> torch.Tensor:
+    """The same answer's logits from an ordinary causal forward of prompt and answer."""
+    bos, eos = tokenizer.convert_tokens_to_ids(["<|audio_bos|>", "<|audio_eos|>"])
+    prompt, answer = segment
+    embed = model.model.language_model.embed_tokens
+    rest = torch.tensor([eos, *prompt, *answer[:-1]])
+    embeds = torch.cat([embed(torch.tensor([bos])), audio, embed(rest)])[None]
+    hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state[0]
+    return model.lm_head(hidden[-len(answer) :])
+
+
+@torch.no_grad()
+def test_packed_segments_equal_separate_sequences(model, tokenizer) -> None:
+    audio = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
+    end = tokenizer.eos_token_id
+    prompted = [([30, 31, 32], [40, 41, end]), ([33], [42, end]), ([34, 35], [43, 44, 45, end])]
+    unprompted = [([], [46, 47, end]), ([], [48, end])]
+    rows = [Row(0, prompted), Row(1, unprompted)]
+    for segments, packed in zip(
+        (prompted, unprompted), logits_of(model, tokenizer, rows, audio), strict=True
+    ):
+        alone = torch.cat([plain_logits(model, tokenizer, segment, audio) for segment in segments])
+        torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_split_heads_compute_the_same_function(model) -> None:
+    fine = split_heads(model).eval()
+    assert fine.config.text_config.num_attention_heads == 256
+    embeds = torch.randn(2, 9, 256, generator=torch.Generator().manual_seed(1))
+    expected = model.model.language_model(inputs_embeds=embeds).last_hidden_state
+    actual = fine.model.language_model(inputs_embeds=embeds).last_hidden_state
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("espeak-ng") and shutil.which("flite")), reason="needs espeak-ng and flite"
+)
+def test_a_shard_is_decided_by_its_arguments(tmp_path: Path) -> None:
+    made = []
+    for name in ("first", "second"):
+        (tmp_path / name / "audio").mkdir(parents=True)
+        records = make_shard(tmp_path / name, "test", 0, 6, seed=3)
+        made.append((records, [(tmp_path / name / r["path"]).read_bytes() for r in records]))
+    assert made[0] == made[1]
+    assert all(record["gender"] in ("male", "female") for record in made[0][0])
