@@ -130,7 +130,7 @@ class Engine:
         """End the thread after its step; requests without an answer get EngineStoppedError. Blocks."""
         with self._changed:
             self._phase = Phase.STOPPED
-            self._changed.notify_all()
+            self._notify()
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -1,0 +1,69 @@
+# Every target sets up what it needs; nothing is installed twice. `make help` lists them.
+
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+# Where torch comes from, if not from pip's own index; https://download.pytorch.org/whl/cpu has small CPU builds.
+TORCH_INDEX ?=
+# Device of `make pretrain` and `make masks`: cpu or cuda.
+DEVICE ?= cpu
+CORPUS ?= data/tiny
+RECIPES ?= $(wildcard training/recipes/*.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format clean corpus pretrain masks evaluate samples
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo
+	@echo '  Variables: PORT=8080 for serve, DEVICE=$(DEVICE) for pretrain and masks, TORCH_INDEX=<url>,'
+	@echo '  RECIPES="training/recipes/asr.toml …" for masks and evaluate, ARGS="…" for pytest'
+
+install: $(VENV)/.dev ## Virtual environment with everything, for development
+
+serve: $(VENV)/.base ## The service, on http://localhost:8080 (PORT=… moves it)
+	@exec $(BIN)/ahamask serve $(if $(PORT),--port $(PORT))
+
+test: $(VENV)/.dev ## All tests but those marked gpu and slow
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format and sort imports
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+corpus: $(VENV)/.dev ## Synthesise the corpus of the embedded model (needs espeak-ng and flite)
+	$(BIN)/python -m training.tiny.corpus --out $(CORPUS)
+
+pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus
+	$(BIN)/python -m training.tiny.pretrain --corpus $(CORPUS) --device $(DEVICE)
+
+masks: $(VENV)/.dev ## Train the head masks of RECIPES
+	set -e; for recipe in $(RECIPES); do $(BIN)/ahamask train $$recipe --set run.device=$(DEVICE); done
+
+evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
+	$(BIN)/ahamask evaluate $(RECIPES) --table
+
+clean: ## Remove the environment and all caches; data/ and runs/ stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
