@@ -186,7 +186,7 @@ def _av_blocks(content: bytes, limits: AudioLimits) -> Generator[_Block]:
             stream = container.streams.best("audio")
             if not isinstance(stream, av.AudioStream):
                 raise _undecodable("there is no audio stream in the file")
-            codec = stream.codec_context.name
+            codec = stream.codec_context.name if stream.codec_context else "an unknown codec"
             lossy = codec in _LOSSY_CODECS.split(",")
             if not lossy and codec not in _LOSSLESS_CODECS.split(","):
                 raise _undecodable(f"the audio is coded as {codec!r}")

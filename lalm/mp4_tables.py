@@ -61,7 +61,7 @@ def _boxes_but_media(content: bytes) -> Iterator[tuple[int, int]]:
         size = _number(content, start)
         if size == 1:
             size = int.from_bytes(content[start + 8 : start + 16])
-        end = len(content) if size == 0 else start + max(size, 8)
+        end = min(start + max(size, 8), len(content)) if size else len(content)
         if content[start + 4 : start + 8] != b"mdat":
             yield start, end
         start = end
