@@ -51,6 +51,9 @@ masks: $(VENV)/.dev ## Train the head masks of RECIPES
 evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 	$(BIN)/ahamask evaluate $(RECIPES) --table
 
+samples: $(VENV)/.dev ## Synthesise samples/ and their expected answers
+	$(BIN)/python -m training.tiny.samples
+
 clean: ## Remove the environment and all caches; data/ and runs/ stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -60,6 +63,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml | $(BIN)/python
+	@echo 'Installing torch and what the service needs; this takes a minute or two.'
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
