@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Where torch comes from, if not from pip's own index; https://download.pytorch.org/whl/cpu has small CPU builds.
 TORCH_INDEX ?=
-# Device of `make pretrain` and `make masks`: cpu or cuda.
+# Device of `make pretrain`: cpu or cuda.
 DEVICE ?= cpu
 CORPUS ?= data/tiny
 RECIPES ?= $(wildcard training/recipes/*.toml)
@@ -18,7 +18,7 @@ RECIPES ?= $(wildcard training/recipes/*.toml)
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo
-	@echo '  Variables: PORT=8080 for serve, DEVICE=$(DEVICE) for pretrain and masks, TORCH_INDEX=<url>,'
+	@echo '  Variables: PORT=8080 for serve, DEVICE=$(DEVICE) for pretrain, TORCH_INDEX=<url>,'
 	@echo '  RECIPES="training/recipes/asr.toml …" for masks and evaluate, ARGS="…" for pytest'
 
 install: $(VENV)/.dev ## Virtual environment with everything, for development
@@ -45,8 +45,8 @@ corpus: $(VENV)/.dev ## Synthesise the corpus of the embedded model (needs espea
 pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus
 	$(BIN)/python -m training.tiny.pretrain --corpus $(CORPUS) --device $(DEVICE)
 
-masks: $(VENV)/.dev ## Train the head masks of RECIPES
-	set -e; for recipe in $(RECIPES); do $(BIN)/ahamask train $$recipe --set run.device=$(DEVICE); done
+masks: $(VENV)/.dev ## Train the embedded model's head masks (RECIPES)
+	$(BIN)/python -m training.tiny.masks $(RECIPES)
 
 evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 	$(BIN)/ahamask evaluate $(RECIPES) --table
