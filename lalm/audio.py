@@ -11,18 +11,16 @@ from __future__ import annotations
 import io
 import stat
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import av
-import av.error
 import numpy as np
 import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
+from lalm.audio_ffmpeg import AudioBlock, ffmpeg_blocks
 from lalm.errors import (
     AudioError,
     AudioTooLargeError,
@@ -31,11 +29,9 @@ from lalm.errors import (
     UndecodableAudioError,
     UnsupportedAudioError,
 )
-from lalm.mp4_tables import is_mp4, tables_fit
 
 SAMPLE_RATE_HZ = 16_000
 
-_ACCEPTED = "accepted are WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/AAC, MP4 and WebM"
 _MIN_SAMPLES = SAMPLE_RATE_HZ // 1000
 _MAX_ABS_SAMPLE = 2.0**31  # integer samples that nobody scaled; far beyond that a spectrum overflows
 _BLOCK_FRAMES = 16_384
@@ -44,23 +40,6 @@ _UNKNOWN_FRAMES = 2**62  # libsndfile says SF_COUNT_MAX when the header leaves t
 # how files begin that soundfile may open: WAV, RF64, W64, FLAC, OGG, AIFF, AU, CAF
 _SOUNDFILE_MAGIC = (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
 _OGG_FIRST_PAGE = b"OggS\x00\x02"
-
-# FFmpeg knows playlists that name other files and servers: only plain containers may be opened, and nothing
-# may be opened from inside them. With audio codecs only, it decodes no picture while it looks for the audio.
-_LOSSLESS_CODECS = (
-    "alac,flac,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,"
-    "pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8"
-)
-_LOSSY_CODECS = (
-    "aac,aac_latm,ac3,adpcm_ima_wav,adpcm_ms,amrnb,amrwb,eac3,gsm,gsm_ms,libopus,mp2,mp2float,mp3,"
-    "mp3float,opus,speex,vorbis,wmav1,wmav2"
-)
-_CONTAINERS_BUT_MP4 = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,matroska,mp3,mpegts,ogg,w64,wav"
-_AV_OPTIONS = {
-    "codec_whitelist": f"{_LOSSLESS_CODECS},{_LOSSY_CODECS}",
-    "protocol_whitelist": "none",
-}
-_LOSSY_PADDING_FRAMES = 2_048  # lossy encoders fill up their last one or two frames with silence
 
 
 @dataclass(frozen=True)
@@ -72,12 +51,6 @@ class AudioLimits:
     max_channels: int = 8
     min_sample_rate_hz: int = 4_000
     max_sample_rate_hz: int = 192_000
-
-
-class _Block(NamedTuple):
-    samples: NDArray[np.float32]  # [num_frames, num_channels]
-    sample_rate_hz: int
-    max_padding: int = 0  # frames at the end of the recording that may be the encoder's own
 
 
 def decode_audio(source: bytes | Path, limits: AudioLimits = AudioLimits()) -> NDArray[np.float32]:
@@ -100,7 +73,7 @@ def decode_audio(source: bytes | Path, limits: AudioLimits = AudioLimits()) -> N
     """
     content = _read(source, limits)
     sound = _open_soundfile(content)
-    blocks = _av_blocks(content, limits) if sound is None else _soundfile_blocks(sound, limits)
+    blocks = ffmpeg_blocks(content) if sound is None else _soundfile_blocks(sound)
     waveform = _Waveform(limits)
     with closing(blocks):
         for block in blocks:
@@ -146,7 +119,7 @@ def _open_soundfile(content: bytes) -> sf.SoundFile | None:
     if content.startswith(b"OggS") and content.count(_OGG_FIRST_PAGE) > 1:
         return None  # several recordings one after the other, of which it reads the first
     try:
-        sound = sf.SoundFile(io.BytesIO(content))
+        sound = sf.SoundFile(_Memory(content))
     except sf.SoundFileError:
         return None
     if sound.frames >= _UNKNOWN_FRAMES or sound.subtype.startswith("MPEG"):
@@ -155,60 +128,36 @@ def _open_soundfile(content: bytes) -> sf.SoundFile | None:
     return sound
 
 
-def _soundfile_blocks(sound: sf.SoundFile, limits: AudioLimits) -> Generator[_Block]:
+class _Memory:
+    """Bytes as a file. libsndfile seeks to before the start of damaged files; that moves nothing."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+        self.read, self.readinto, self.tell = self._file.read, self._file.readinto, self._file.tell
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with suppress(ValueError):
+            self._file.seek(offset, whence)
+        return self._file.tell()
+
+
+def _soundfile_blocks(sound: sf.SoundFile) -> Generator[AudioBlock]:
     with sound:
         rate, announced = sound.samplerate, sound.frames
-        _check_layout(rate, sound.channels, limits)
-        if announced > limits.max_duration_s * rate:
-            raise _too_long(limits)
+        yield AudioBlock(np.zeros((0, sound.channels), dtype=np.float32), rate)
         found = 0
         while True:
             try:
                 samples = sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
             except sf.SoundFileError as error:
-                raise _undecodable(f"the audio is damaged: {error}") from error
+                raise UndecodableAudioError(f"the audio is damaged: {error}") from error
             if len(samples) == 0:
                 break
             found += len(samples)
-            yield _Block(samples, rate)
+            yield AudioBlock(samples, rate)
         if found < announced:
             seconds = f"{announced / rate:.2f} s announced, {found / rate:.2f} s found"
-            raise _undecodable(f"the audio is damaged or cut off ({seconds})")
-
-
-def _av_blocks(content: bytes, limits: AudioLimits) -> Generator[_Block]:
-    mp4 = is_mp4(content)
-    if mp4 and not tables_fit(content):
-        raise _undecodable("the audio is damaged: its tables announce more samples than it has bytes")
-    options = {**_AV_OPTIONS, "format_whitelist": "mov" if mp4 else _CONTAINERS_BUT_MP4}
-    try:
-        with av.open(io.BytesIO(content), "r", options=options, metadata_errors="replace") as container:
-            stream = container.streams.best("audio")
-            if not isinstance(stream, av.AudioStream):
-                raise _undecodable("there is no audio stream in the file")
-            codec = stream.codec_context.name if stream.codec_context else "an unknown codec"
-            lossy = codec in _LOSSY_CODECS.split(",")
-            if not lossy and codec not in _LOSSLESS_CODECS.split(","):
-                raise _undecodable(f"the audio is coded as {codec!r}")
-            padding = _LOSSY_PADDING_FRAMES if lossy else 0
-            for frame in container.decode(stream):
-                _check_layout(frame.sample_rate, frame.layout.nb_channels, limits)
-                yield _Block(_frame_samples(frame), frame.sample_rate, padding)
-    except av.error.FFmpegError as error:
-        raise _undecodable(f"not audio, or damaged ({error.strerror})") from error
-
-
-def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:
-    """The samples of a frame, [num_frames, num_channels]; integers are scaled to -1 .. 1."""
-    raw = frame.to_ndarray()
-    raw = raw.T if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels)
-    samples = raw.astype(np.float32)
-    if raw.dtype.kind == "f":
-        return samples
-    full_scale = np.float32(2 ** (8 * raw.dtype.itemsize - 1))
-    if raw.dtype.kind == "u":
-        samples -= full_scale
-    return samples / full_scale
+            raise UndecodableAudioError(f"the audio is damaged or cut off ({seconds})")
 
 
 class _Waveform:
@@ -221,19 +170,20 @@ class _Waveform:
         self._resampler: soxr.ResampleStream | None = None
         self._parts: list[NDArray[np.float32]] = []
 
-    def add(self, block: _Block) -> None:
+    def add(self, block: AudioBlock) -> None:
         rate = block.sample_rate_hz
+        _check_layout(rate, block.samples.shape[1], self._limits)
         if self._sample_rate_hz is None:
             self._sample_rate_hz = rate
             if rate != SAMPLE_RATE_HZ:
                 self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
         if rate != self._sample_rate_hz:
-            raise _undecodable(f"the sample rate changes from {self._sample_rate_hz} to {rate} Hz")
+            raise UndecodableAudioError(f"the sample rate changes from {self._sample_rate_hz} to {rate} Hz")
         self._num_frames += len(block.samples)
         if self._num_frames > self._limits.max_duration_s * rate + block.max_padding:
             raise _too_long(self._limits)
         if not np.all(np.abs(block.samples) <= _MAX_ABS_SAMPLE):  # NaN fails this as well
-            raise _undecodable("the audio has samples that are NaN, infinite or beyond any scale")
+            raise UndecodableAudioError("the audio has samples that are NaN, infinite or beyond any scale")
         mono = block.samples.mean(axis=1, dtype=np.float32)
         self._parts.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
 
@@ -259,7 +209,3 @@ def _too_long(limits: AudioLimits) -> AudioTooLongError:
     limit_s = limits.max_duration_s
     message = f"the audio is longer than {limit_s:g} s, the most that is allowed"
     return AudioTooLongError(message, limit_s=limit_s)
-
-
-def _undecodable(reason: str) -> UndecodableAudioError:
-    return UndecodableAudioError(f"{reason}; {_ACCEPTED}")

@@ -35,7 +35,11 @@ class EmptyAudioError(AudioError):
 
 
 class UndecodableAudioError(AudioError):
-    """Not audio, damaged, or with samples that are no numbers."""
+    """Not audio, damaged, or with samples that are no numbers; the message ends with what is accepted."""
+
+    def __init__(self, reason: str, *, param: str | None = None) -> None:
+        accepted = "WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/AAC, MP4 and WebM"
+        super().__init__(f"{reason}; accepted are {accepted}", param=param)
 
 
 class UnsupportedAudioError(AudioError):

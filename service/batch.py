@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,17 +31,31 @@ class FileAnswer:
 
 
 async def answer_files(
-    loaded: Loaded, entry: CatalogueEntry, groups: Sequence[Sequence[Path]], *, max_in_flight: int
-) -> AsyncIterator[FileAnswer]:
-    """The answer of `entry`'s task to every group of `num_audios` files, in order; the engine is running.
+    loaded: Loaded,
+    entry: CatalogueEntry,
+    groups: Sequence[Sequence[Path]],
+    on_answer: Callable[[FileAnswer], None],
+    *,
+    max_in_flight: int,
+) -> int:
+    """Answer `entry`'s task on every group of `num_audios` files; returns how many groups failed.
 
+    loaded: with its engine running.
+    on_answer: called with each answer, in the order of the groups.
     max_in_flight: groups decoded or in the engine at a time; no more than it takes without refusing.
     """
     places = asyncio.Semaphore(max_in_flight)
-    async with asyncio.TaskGroup() as tasks:
-        answers = [tasks.create_task(_answer(loaded, entry, group, places)) for group in groups]
+    answers = [asyncio.create_task(_answer(loaded, entry, group, places)) for group in groups]
+    num_failed = 0
+    try:
         for answer in answers:
-            yield await answer
+            on_answer(await answer)
+            num_failed += answer.result().error is not None
+    finally:
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+    return num_failed
 
 
 async def _answer(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from service.catalogue import CatalogueEntry
-    from service.runtime import Loaded
+    from service.batch import FileAnswer
     from service.settings import Settings
 
 Model = Annotated[
@@ -89,6 +89,7 @@ def run(
     ahamask run gr --json *.flac | jq .result.label
     """
     settings = settings_of(model=model, revision=revision, device=device, dtype=dtype, masks_dir=masks)
+    from service.batch import answer_files
     from service.errors import UnknownTaskError
     from service.loading import load
     from service.logging import configure_logging
@@ -104,30 +105,22 @@ def run(
     if len(files) % num_audios:
         raise typer.BadParameter(f"task {task!r} takes files in groups of {num_audios}, not {len(files)}")
     groups = [files[start : start + num_audios] for start in range(0, len(files), num_audios)]
+    show = partial(_print, task=task, as_json=as_json, named=len(groups) > 1)
     loaded.engine.start()
     try:
-        num_failed = asyncio.run(_print_answers(loaded, entry, groups, settings.max_slots, as_json=as_json))
+        num_failed = asyncio.run(answer_files(loaded, entry, groups, show, max_in_flight=settings.max_slots))
     finally:
         loaded.engine.stop()
     raise typer.Exit(1 if num_failed else 0)
 
 
-async def _print_answers(
-    loaded: Loaded, entry: CatalogueEntry, groups: list[list[Path]], max_in_flight: int, *, as_json: bool
-) -> int:
-    """Returns how many groups failed; each of them is named on standard error."""
-    from service.batch import answer_files
-
-    num_failed = 0
-    async for answer in answer_files(loaded, entry, groups, max_in_flight=max_in_flight):
-        names = [str(file) for file in answer.files]
-        if answer.parsed is None:
-            print(f"ahamask: {' '.join(names)}: {answer.error}", file=sys.stderr)
-            num_failed += 1
-        elif as_json:
-            file = names if len(names) > 1 else names[0]
-            line = {"task": entry.task.name, "file": file, "text": answer.text, **answer.parsed._asdict()}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-        else:
-            print(*(names if len(groups) > 1 else ()), answer.text, sep="\t", flush=True)
-    return num_failed
+def _print(answer: FileAnswer, *, task: str, as_json: bool, named: bool) -> None:
+    names = [str(file) for file in answer.files]
+    if answer.parsed is None:
+        print(f"ahamask: {' '.join(names)}: {answer.error}", file=sys.stderr)
+    elif as_json:
+        file = names if len(names) > 1 else names[0]
+        line = {"task": task, "file": file, "text": answer.text, **answer.parsed._asdict()}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    else:
+        print(*(names if named else ()), answer.text, sep="\t", flush=True)

@@ -70,6 +70,7 @@ class Leash(NullObserver):
 
     async def decode_steps(self, count: int) -> None:
         """Return when the engine has done `count` more decode steps, and stands still after the last."""
+        await asyncio.sleep(0)  # requests whose tasks were just made are submitted first
         for _ in range(count):
             target = len(self.decoded) + 1
             if self.decoded:

@@ -63,9 +63,9 @@ def degrade(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
     noise = rng.standard_normal(len(wave))
     if rng.random() < 0.5:  # brown-ish: more noise at low frequencies, as rooms have
         noise = np.convolve(noise, np.ones(8) / np.sqrt(8), mode="same")
-    wave = wave + noise * level * 10 ** (-rng.uniform(15, 50) / 20)
-    peak = np.abs(wave).max()
-    return np.asarray(wave / max(1.0, peak / 0.99), dtype=np.float32)
+    noisy = wave + noise * level * 10 ** (-rng.uniform(15, 50) / 20)
+    peak = np.abs(noisy).max()
+    return np.asarray(noisy / max(1.0, peak / 0.99), dtype=np.float32)
 
 
 def make_shard(folder: Path, split: Split, shard: int, count: int, seed: int) -> list[Utterance]:

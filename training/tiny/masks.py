@@ -2,8 +2,8 @@
 
 The same recipe as ``ahamask train``, on the same function: the embedded model's fine heads are copies of one
 query that keep one output channel each, so a gate on fine heads is a gate on the output channels of the model
-before its heads were split. That form has a sixteenth of the attention to compute, and gradients and masks are
-the same. ``ahamask train`` on the split model gives the same masks, ten times slower.
+before its heads were split. That form has a sixteenth of the attention to compute; losses and gradients are
+the same up to rounding. ``ahamask train`` does the same work on the split model, several times slower.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from training.train import load_configured_family, train
 
 
 class MergedDecoder:
-    """The decoder before its heads were split; ``head_gate`` [num_layers, batch, num fine heads] gates channels."""
+    """The decoder before its heads were split.
+
+    ``head_gate`` [num_layers, batch, num fine heads] gates output channels.
+    """
 
     def __init__(self, split: Any) -> None:
         config = split.config
         self.parts = config.num_attention_heads // config.num_key_value_heads
-        self._decoder = merge_heads(split)
+        self._decoder: Any = merge_heads(split)
         self._gate: Tensor | None = None
         for index, layer in enumerate(self._decoder.layers):
             layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args, i=index: self._gated(args[0], i))
@@ -37,7 +40,8 @@ class MergedDecoder:
         return self._decoder(**inputs)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self._decoder.get_input_embeddings()
+        embeddings: nn.Module = self._decoder.get_input_embeddings()
+        return embeddings
 
     def _gated(self, output: Tensor, layer: int) -> tuple[Tensor]:
         if self._gate is None:
@@ -47,7 +51,7 @@ class MergedDecoder:
         return (output * gate.repeat_interleave(channels, dim=-1)[:, None],)
 
 
-def merge_heads(split: Any) -> Qwen2Model:
+def merge_heads(split: Any) -> Any:
     """Undo ``training.tiny.model.split_heads`` on a decoder.
 
     Raises:

@@ -43,7 +43,7 @@ FLOAT32_ATTENTION = "sdpa_float32"
 SPLIT = 16  # fine heads per pretrained head: one value channel each
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str]) -> Any:
     """A byte-level BPE of at most 800 tokens over the corpus' texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,7 +53,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         vocab_size=800, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, additional_special_tokens=SPECIAL_TOKENS[1:]
     )
 
@@ -69,7 +69,7 @@ def float32_attention(
     return output.to(query.dtype), None
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalGeneration:
+def build_model(tokenizer: Any) -> Any:
     """A randomly initialised model with 4 decoder layers of 16 heads (before splitting) and 4 encoder
     layers."""
     audio = Qwen2AudioEncoderConfig(
@@ -79,27 +79,27 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
         encoder_ffn_dim=1024,
         d_model=256,
     )
-    text = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        head_dim=16,
-        max_position_embeddings=1536,
-        rope_theta=10_000.0,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 16,
+        "max_position_embeddings": 1536,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = Qwen2AudioConfig(
         audio_config=audio.to_dict(),
-        text_config=text.to_dict(),
+        text_config=Qwen2Config(**sizes).to_dict(),
         audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
     )
-    model = Qwen2AudioForConditionalGeneration(config)
+    model: Any = Qwen2AudioForConditionalGeneration(config)
     AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
     AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
     model.model.language_model.set_attn_implementation(FLOAT32_ATTENTION)
@@ -111,9 +111,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2AudioForConditionalG
     return model
 
 
-def split_heads(
-    model: Qwen2AudioForConditionalGeneration, parts: int = SPLIT
-) -> Qwen2AudioForConditionalGeneration:
+def split_heads(model: Any, parts: int = SPLIT) -> Any:
     """Split every decoder head into ``parts`` finer heads; the function stays the same.
 
     Each fine head is a copy of its parent's query and shares the parent's key and value (grouped-query
@@ -144,9 +142,11 @@ def split_heads(
     return fine
 
 
-def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the checkpoint folder in the Hugging Face layout, float16 safetensors."""
-    processor = Qwen2AudioProcessor(feature_extractor(), tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = Qwen2AudioProcessor(  # type: ignore[no-untyped-call]
+        feature_extractor(), tokenizer, chat_template=CHAT_TEMPLATE
+    )
     half = model.half()
     half.generation_config.eos_token_id = tokenizer.eos_token_id
     half.generation_config.pad_token_id = tokenizer.pad_token_id

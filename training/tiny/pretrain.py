@@ -21,7 +21,6 @@ import torch
 import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 from training.tiny.corpus import answers
 from training.tiny.features import Corpus, spec_augment
@@ -96,7 +95,7 @@ class Pretraining:
         self.train, self.dev = Corpus.load(corpus / "train"), Corpus.load(corpus / "dev")
         texts = [text for record in self.train.records for text in answers(record).values()]
         wordings = [w for ws in INSTRUCTIONS.values() for w in ws] * 50
-        self.tokenizer: PreTrainedTokenizerFast = train_tokenizer(texts + wordings)
+        self.tokenizer: Any = train_tokenizer(texts + wordings)
         self.model = build_model(self.tokenizer).to(device)
         self.log = (work / "log.jsonl").open("a")
         self.report(stage="features", clips=len(self.train.mels), seconds=time.monotonic() - started)
@@ -123,7 +122,7 @@ class Pretraining:
             mels = spec_augment(mels, lengths, self.generator)
             loss = sum(self.listen(listener, self.train, indices, mels, lengths).values(), torch.zeros(()))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             total += loss.item()
@@ -219,7 +218,7 @@ class Pretraining:
             gates.draw([0.5 if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             total += loss.item()

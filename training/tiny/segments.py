@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from training.tiny.corpus import Utterance, answers
 from training.tiny.model import AUDIO_BOS, AUDIO_EOS, IM_END
@@ -83,7 +83,7 @@ class Row:
 class RowMaker:
     """Draws the rows of a batch."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: Random) -> None:
+    def __init__(self, tokenizer: Any, rng: Random) -> None:
         self._tokenizer, self._rng = tokenizer, rng
         self._backend = tokenizer.backend_tokenizer
         self._end = tokenizer.convert_tokens_to_ids(IM_END)
@@ -120,7 +120,7 @@ class PackedBatch:
     audio: Tensor
 
 
-def pack(rows: list[Row], audio_lengths: list[int], tokenizer: PreTrainedTokenizerFast) -> PackedBatch:
+def pack(rows: list[Row], audio_lengths: list[int], tokenizer: Any) -> PackedBatch:
     """Lay out rows behind their audio; ``audio_lengths`` counts the audio tokens of each row."""
     bos, eos = tokenizer.convert_tokens_to_ids([AUDIO_BOS, AUDIO_EOS])
     sizes = [

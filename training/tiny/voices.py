@@ -123,7 +123,8 @@ class Studio:
         wave = np.asarray(lfilter([1.0, -prosody.tilt], [1.0], wave), dtype=np.float32)
         voiced = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
         wave = wave[voiced[0] : voiced[-1] + 1]
-        return (wave * (0.25 * 10 ** (prosody.gain_db / 20) / np.abs(wave).max())).astype(np.float32)
+        scaled = wave * (0.25 * 10 ** (prosody.gain_db / 20) / np.abs(wave).max())
+        return np.asarray(scaled, dtype=np.float32)
 
     def _espeak(self, text: str, speaker: Speaker, prosody: Prosody) -> NDArray[np.float32]:
         pitch = speaker.pitch_hz * prosody.pitch
