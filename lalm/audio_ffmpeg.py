@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ _AV_OPTIONS = {
     "protocol_whitelist": "none",
 }
 _LOSSY_PADDING_FRAMES = 2_048  # lossy encoders fill up their last one or two frames with silence
+_MAX_CPU_S = 5.0  # the heaviest file within the limits takes less than one; a hostile one may find slow paths
 
 
 class AudioBlock(NamedTuple):
@@ -50,8 +52,9 @@ def ffmpeg_blocks(content: bytes) -> Generator[AudioBlock]:
     if mp4 and not tables_fit(content):
         raise UndecodableAudioError("the tables of the file announce more samples than it has bytes")
     options = {**_AV_OPTIONS, "format_whitelist": "mov" if mp4 else _CONTAINERS_BUT_MP4}
+    file = _Memory(content)
     try:
-        with av.open(io.BytesIO(content), "r", options=options, metadata_errors="replace") as container:
+        with av.open(file, "r", options=options, metadata_errors="replace") as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, av.AudioStream):
                 raise UndecodableAudioError("there is no audio stream in the file")
@@ -61,9 +64,39 @@ def ffmpeg_blocks(content: bytes) -> Generator[AudioBlock]:
                 raise UndecodableAudioError(f"the audio is coded as {codec!r}")
             padding = _LOSSY_PADDING_FRAMES if lossy else 0
             for frame in container.decode(stream):
+                file.check()
                 yield AudioBlock(_frame_samples(frame), frame.sample_rate, padding)
+            file.check()
     except av.error.FFmpegError as error:
+        file.check()
         raise UndecodableAudioError(f"not audio, or damaged ({error.strerror})") from error
+
+
+class _Memory:
+    """Bytes as a file that ends after `_MAX_CPU_S` of this thread's time, wherever FFmpeg is by then."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+        self._end_s = time.thread_time() + _MAX_CPU_S
+        self._expired = False
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._is_expired() else self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return -1 if self._is_expired() else self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def check(self) -> None:
+        """Raise if the file was ended early; `read` and `seek` do not, for PyAV would print it."""
+        if self._expired:
+            raise UndecodableAudioError(f"the audio takes more than {_MAX_CPU_S:g} s to decode")
+
+    def _is_expired(self) -> bool:
+        self._expired = self._expired or time.thread_time() > self._end_s
+        return self._expired
 
 
 def _frame_samples(frame: av.AudioFrame) -> NDArray[np.float32]:

@@ -52,7 +52,8 @@ class EngineConfig:
 
     max_slots: rows decoded together.
     max_waiting: rows that may wait beyond those.
-    max_sequence_tokens: prompt and answer of one row; two clips of 30 s are 1,500 tokens.
+    max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
+        can do if that is less.
     max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
     """
 
@@ -77,7 +78,6 @@ class Engine:
 
     def __init__(self, family: ModelFamily, config: EngineConfig, observer: EngineObserver) -> None:
         self.family = family
-        self._config = config
         self._observer = observer
         self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens)
         self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
@@ -144,7 +144,7 @@ class Engine:
             SequenceFailedError: the model failed on this request.
             ValueError: no audio, no row, or a row that may not generate a token.
         """
-        ticket = open_ticket(request, self.family, self._config.max_sequence_tokens, self._sequence_ids)
+        ticket = open_ticket(request, self.family, self._runner.max_sequence_tokens, self._sequence_ids)
         with self._changed:
             if self._phase is not Phase.READY:
                 raise EngineStoppedError(f"the engine takes no requests: {self._phase.value}")

@@ -29,7 +29,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class ModelRunner:
     """Runs one family's model over the rows of `max_slots` slots. One thread at a time.
 
-    max_sequence_tokens: prompt and answer of one row.
+    max_sequence_tokens: prompt and answer of one row; less if the decoder has fewer positions.
 
     Raises:
         ValueError: the decoder has layers that this attention mask does not fit.
@@ -39,8 +39,10 @@ class ModelRunner:
         self._family = family
         self._num_layers = family.identity.num_layers
         self._num_heads = family.identity.num_heads
-        self._limits = (max_slots, max_sequence_tokens)
-        self._cache = KvCache(self._num_layers, max_slots, max_sequence_tokens)
+        self._max_slots = max_slots
+        num_positions = getattr(family.decoder.config, "max_position_embeddings", max_sequence_tokens)
+        self.max_sequence_tokens: int = min(max_sequence_tokens, num_positions)
+        self._cache = KvCache(self._num_layers, max_slots, self.max_sequence_tokens)
         self._gates = torch.ones(
             self._num_layers, max_slots, self._num_heads, device=family.device, dtype=family.dtype
         )
@@ -49,7 +51,7 @@ class ModelRunner:
     def warm_up(self) -> None:
         """One second of silence through every stage; on a GPU, all the memory the cache may need is taken."""
         if self._family.device.type == "cuda":
-            self._cache.reserve(*self._limits)
+            self._cache.reserve(self._max_slots, self.max_sequence_tokens)
         features = self._family.features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))
         (audio,) = self.encode([[features]])
         num_tokens = sum(map(len, self._family.prompt_segments(None, 1))) + features.num_audio_tokens
@@ -65,9 +67,8 @@ class ModelRunner:
         """
         embeds = iter(self._family.embed_audio([clip for clips in requests for clip in clips]))
         if self._family.device.type == "cuda":
-            torch.cuda.synchronize(
-                self._family.device
-            )  # so that the time is the encoder's, not the prefill's
+            # so that the time is counted as the encoder's, not as the prefill's
+            torch.cuda.synchronize(self._family.device)
         return [[next(embeds) for _ in clips] for clips in requests]
 
     @torch.inference_mode()

@@ -135,6 +135,11 @@ def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(toy_famil
     bad = EngineRequest("bad", [poisoned(bad.audio[0])], bad.rows)
     short = make_request(toy_family, 0.3, make_row(random_mask(toy_family, 3), n=30), seed=3)
     leash = Leash()
+    batches = []
+
+    def lm_head(hidden: torch.Tensor) -> Any:
+        batches.append(len(hidden))
+        return toy_family.lm_head(hidden)
 
     async def ask(engine: Engine) -> list[EngineResult]:
         running = asyncio.create_task(engine.submit(long))
@@ -144,14 +149,15 @@ def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(toy_famil
         with pytest.raises(SequenceFailedError) as failed:
             await failing
         assert isinstance(failed.value.__cause__, FloatingPointError)
-        # Takes the slot of the bad one, and is decoded beside a row that is longer than itself.
+        # Takes the slot of the bad one, and is decoded beside a row that is longer than itself: with what the
+        # bad one left there, every step would fail, and be done again row by row.
         follower = asyncio.create_task(engine.submit(short))
         await leash.decode_steps(2)
-        assert leash.decoded[-2:] == [2, 2]
+        assert batches[-3:] == [1, 2, 2]
         leash.let_go()
         return [await running, await follower]
 
-    with running_engine(toy_family, leash, max_slots=2) as engine:
+    with running_engine(FamilyWith(toy_family, lm_head=lm_head), leash, max_slots=2) as engine:
         answers = asyncio.run(ask(engine))
     for request, answer in zip((long, short), answers, strict=True):
         assert answer.rows[0].token_ids == reference(toy_family, request, request.rows[0])
@@ -381,6 +387,14 @@ def test_an_engine_that_breaks_says_so_to_everybody(toy_family: ModelFamily) -> 
         answers = asyncio.run(ask())
         assert not engine.ready
     assert [type(answer) for answer in answers] == [EngineStoppedError] * 3
+
+
+def test_the_decoders_own_limit_holds(toy_family: ModelFamily) -> None:
+    limit_tokens = toy_family.decoder.config.max_position_embeddings
+    request = make_request(toy_family, 2.0, make_row(None, n=limit_tokens))
+    with running_engine(toy_family, max_sequence_tokens=10 * limit_tokens) as engine:
+        refused = asyncio.run(gather([engine.submit(request)]))
+    assert isinstance(refused[0], PromptTooLongError)
 
 
 def test_requests_that_cannot_be_run_are_refused_at_once(toy_family: ModelFamily) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 import tempfile
@@ -32,7 +33,7 @@ from lalm.errors import (
 )
 from lalm.mp4_tables import is_mp4, tables_fit
 
-Samples = NDArray[np.float64]
+Samples = NDArray[np.floating[Any]]
 
 
 def tone(rate: int = 16_000, duration_s: float = 1.0, pitch_hz: float = 440.0) -> Samples:
@@ -56,19 +57,21 @@ def by_av(samples: Samples, rate: int, container: str, codec: str, **options: st
         return path.read_bytes()
 
 
-def encode_mono(output: OutputContainer, codec: str, samples: Samples, rate: int) -> None:
+def encode_mono(output: OutputContainer, codec: str, samples: Samples, rate: int, film: bool = False) -> None:
     stream: Any = output.add_stream(codec, rate=rate)
     stream.layout = "mono"
+    pictures = add_film(output) if film else []
     frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="fltp", layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
-    output.mux([*stream.encode(frame), *stream.encode(None)])
+    output.mux([*pictures, *stream.encode(frame), *stream.encode(None)])
 
 
-def encode_film(output: OutputContainer) -> None:
+def add_film(output: OutputContainer) -> list[Any]:
+    """A film stream of one black picture."""
     stream: Any = output.add_stream("mpeg4", rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
     picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), dtype=np.uint8), format="rgb24")
-    output.mux([*stream.encode(picture), *stream.encode(None)])
+    return [*stream.encode(picture), *stream.encode(None)]
 
 
 def loudness(waveform: NDArray[np.floating[Any]]) -> float:
@@ -157,6 +160,14 @@ def test_a_path_gives_what_its_bytes_give(tmp_path: Path) -> None:
     path = tmp_path / "tone.wav"
     path.write_bytes(by_soundfile(tone(22_050), 22_050))
     assert np.array_equal(decode_audio(path), decode_audio(path.read_bytes()))
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("matroska", "flac"), ("mpegts", "mp2")])
+def test_a_film_gives_its_sound(container: str, codec: str) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        encode_mono(output, codec, tone(48_000), 48_000, film=True)
+    assert loudness(decode_audio(file.getvalue())) == pytest.approx(loudness(tone()), rel=0.1)
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -264,7 +275,7 @@ def test_what_is_no_audio_is_refused(content: bytes) -> None:
 def test_a_film_without_sound_is_refused() -> None:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
-        encode_film(output)
+        output.mux(add_film(output))
     with pytest.raises(UndecodableAudioError, match="no audio stream"):
         decode_audio(file.getvalue())
 
@@ -404,11 +415,11 @@ def test_one_sample_past_the_limit_is_too_long() -> None:
 
 @pytest.fixture(scope="module")
 def bombs() -> dict[str, bytes]:
-    """Minutes of silence in a few bytes: an honest length, none, or one that only decoding can tell."""
-    silence = np.zeros(8_000 * 240, dtype=np.int16)
+    """Minutes of silence in few bytes: with an honest length, without one, where only decoding can tell."""
+    silence = np.zeros(8_000 * 240)
     flac = by_soundfile(silence, 8_000, "FLAC")
     opus = by_soundfile(silence, 8_000, "OGG", "OPUS")
-    aac = by_av(silence / 1.0, 8_000, "adts", "aac")
+    aac = by_av(silence, 8_000, "adts", "aac")
     return {"flac": flac, "open flac": open_ended(flac), "opus": opus, "opus twice": opus + opus, "aac": aac}
 
 
@@ -449,6 +460,15 @@ def test_decoding_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_frames <= 10 * 16_000 + 16_384
 
 
+@pytest.mark.parametrize("name", ["mp3", "m4a", "mp4 in fragments", "webm opus", "aac stream"])
+def test_a_file_that_keeps_ffmpeg_busy_is_given_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ENCODINGS[name](tone(), 16_000)
+    times_s = itertools.count(step=3.0)  # each look at the clock is three seconds later
+    monkeypatch.setattr("lalm.audio_ffmpeg.time.thread_time", lambda: next(times_s))
+    with pytest.raises(UndecodableAudioError, match="takes more than 5 s"):
+        decode_audio(file)
+
+
 # MP4 tables that announce what is not there
 
 
@@ -485,6 +505,17 @@ def test_an_mp4_that_announces_more_than_it_holds_is_refused(
         decode_audio(file)
 
 
+def test_a_fragmented_file_with_a_track_without_id_is_refused() -> None:
+    file = ENCODINGS["mp4 in fragments"](tone(), 16_000)
+    assert tables_fit(file)
+    assert not tables_fit(patched(file, b"tkhd", {12: 0xFFFF0001}))
+    assert not tables_fit(patched(file, b"tkhd", {12: 0}))
+    assert not tables_fit(file.replace(b"tkhd", b"free"))
+    long_times = patched(file, b"tkhd", {0: 0x01000003, 12: 0xFFFF0001, 20: 1})
+    assert tables_fit(long_times)
+    assert not tables_fit(patched(long_times, b"tkhd", {20: 2**31}))
+
+
 def test_a_table_behind_a_64_bit_size_is_seen() -> None:
     table = struct.pack(">I4sQIII", 1, b"stsz", 28, 0, 1, MANY)
     assert not tables_fit(struct.pack(">I4s", 8 + len(table), b"moov") + table)
@@ -496,7 +527,8 @@ def test_many_tables_are_summed_and_limited() -> None:
     assert tables_fit(moov + bytes(2_000))
     assert not tables_fit(moov + bytes(1_000))
     assert not tables_fit(b"\0\0\0\0moov" + b"trun" * 20_000)
-    assert not tables_fit(b"\0\0\0\0moov" + (b"stsc\0\0\0\0" + struct.pack(">I", 10**6)) * 5_000)
+    chunk = b"stco" + struct.pack(">II", 0, 1)
+    assert not tables_fit(b"\0\0\0\0moov" + chunk + (b"stsc" + struct.pack(">II", 0, 10**6)) * 5_000)
 
 
 def test_the_media_itself_may_hold_any_bytes() -> None:
@@ -520,7 +552,7 @@ def test_damage_anywhere_is_refused_or_decoded_but_never_breaks() -> None:
     """A few hundred files with bytes changed at random: a waveform, or an error of the house."""
     rng = np.random.default_rng(0)
     samples = rng.uniform(-0.5, 0.5, 4_000)
-    outcomes = set()
+    outcomes: set[type] = set()
     for encode in ENCODINGS.values():
         original = encode(samples, 16_000)
         for _ in range(20):

@@ -400,4 +400,4 @@ def test_another_model_is_refused(changes: dict[str, Any], reason: str) -> None:
 def test_a_mask_file_is_frozen() -> None:
     mask_file = MaskFile.model_validate(content())
     with pytest.raises(ValidationError):
-        mask_file.heads = ("1111",) * 3  # type: ignore[misc]
+        mask_file.heads = ("1111",) * 3
