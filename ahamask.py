@@ -23,6 +23,7 @@ _EXIT_CODES = (
     "Exit codes: 0 done; 1 something failed, one line on standard error says what; "
     "2 the command, an argument or a setting is wrong; 130 interrupted."
 )
+_EXTRA_TRAIN = ("jiwer", "sacrebleu", "tensorboard")
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, epilog=_EXIT_CODES, **_PLAIN)
@@ -42,6 +43,11 @@ def main() -> int:
         return int(code)
     except typer.TyperException as error:
         return _usage(error)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA_TRAIN:
+            raise
+        _complain(f"{error.name} is not installed; pip install 'ahamask[train]' has it")
+        return FAILED
     except _settings_error() as error:
         _complain(str(error))
         return USAGE

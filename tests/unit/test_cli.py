@@ -171,6 +171,15 @@ def test_a_reader_that_leaves_early_gets_no_traceback(masks: Path) -> None:
     assert b"Traceback" not in err
 
 
+def test_what_only_training_needs_may_be_missing() -> None:
+    program = "import sys; sys.modules['jiwer'] = None; import ahamask; sys.exit(ahamask.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", RECIPE], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    said = b"ahamask: jiwer is not installed; pip install 'ahamask[train]' has it\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_an_unexpected_error_keeps_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
