@@ -58,7 +58,14 @@ class OptimConfig(_Section):
     tau_end: Annotated[float, Field(gt=0)] = 0.05
     tau_fraction: _Fraction = 0.3
     sparsity_lambda: Annotated[float, Field(ge=0)] = 0.0
+    target_num_heads: _Positive | None = None  # the penalty is on the distance from so many sampled heads
     loss: Literal["token_mean", "sample_sum"] = "token_mean"
+
+    @model_validator(mode="after")
+    def _target_needs_lambda(self) -> Self:
+        if self.target_num_heads is not None and self.sparsity_lambda == 0:
+            raise ValueError("target_num_heads: has no effect while sparsity_lambda is 0")
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {

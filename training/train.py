@@ -156,7 +156,8 @@ def _step(
     )
     gate = state.mask_logits.sample(batch.size, tau)
     loss = answer_loss(family, batch, gate).reduced(optim.loss)
-    penalty = optim.sparsity_lambda * gate.sum(dim=(0, 2)).mean()
+    num_active = gate.sum(dim=(0, 2)).mean()
+    penalty = optim.sparsity_lambda * (num_active - (optim.target_num_heads or 0)).abs()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(optim, state.step)
     state.optimizer.zero_grad(set_to_none=True)

@@ -80,6 +80,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ('"masks/gr.json"', '"masks/asr.json"', "gr.json"),
         ('labels = ["male", "female"]', "labels = []", "task.output.labels: the label set is empty"),
         ('instruction = "Who speaks?"', 'instruction = "a"\ninstructions = ["b"]', "either"),
+        ("steps = 10", "steps = 10\nsparsity_lambda = 0.0\ntarget_num_heads = 5", "has no effect"),
         ("[data]", "[data", "not TOML"),
     ],
 )

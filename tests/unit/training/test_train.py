@@ -203,6 +203,23 @@ def test_sparsity_lowers_the_number_of_active_heads(toy_family: ModelFamily, mak
     assert active(10.0) < active(0.0)
 
 
+def test_a_target_pulls_the_number_of_active_heads_both_ways(
+    toy_family: ModelFamily, make_recipe: MakeRecipe
+) -> None:
+    def active(target_num_heads: int | None) -> int:
+        config = make_recipe(
+            init_mean=0.95,
+            init_std=0.3,
+            sparsity_lambda=10.0,
+            target_num_heads=target_num_heads,
+            run={"keep_best": False},
+        )
+        return MaskFile.load(train(config, family=toy_family)).head_mask.num_active
+
+    identity = toy_family.identity
+    assert active(None) == active(1) < active(identity.num_layers * identity.num_heads)
+
+
 def test_audio_that_is_not_kept_gives_the_same_losses(
     toy_family: ModelFamily, make_recipe: MakeRecipe
 ) -> None:
