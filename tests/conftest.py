@@ -9,8 +9,10 @@ from lalm.families import load_family
 from lalm.family import ModelFamily
 from tests.toy import write_toy_checkpoint
 
-# The same examples on every machine, however slow it is: a test fails for the code, never for the clock or the dice.
-settings.register_profile("ahamask", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# The same examples on every machine, however slow: a test fails for the code, not for the clock or dice.
+settings.register_profile(
+    "ahamask", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("ahamask")
 
 
