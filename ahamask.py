@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli import Json, Model, Revision, run, serve, settings_of
+from service.keys_cli import keys
 from training.cli import evaluate, train
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -66,6 +67,7 @@ def ahamask(
     ahamask serve                               answer recordings over HTTP
     ahamask run asr samples/*.wav               answer recordings without HTTP
     ahamask masks list                          the head masks there are
+    ahamask keys new 'call centre'              make an API key
     ahamask train training/recipes/asr.toml     make a head mask
     ahamask evaluate training/recipes/asr.toml  measure it
     """
@@ -77,6 +79,7 @@ def ahamask(
 app.command()(serve)
 app.command()(run)
 app.add_typer(masks, name="masks")
+app.add_typer(keys, name="keys")
 app.command()(train)
 app.command()(evaluate)
 

@@ -26,8 +26,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_object(path: Path, content: Mapping[str, Any]) -> None:
+def write_object(path: Path, content: Mapping[str, Any], *, mode: int = 0o644) -> None:
     """Write `content` to the file `path`, whole or not at all: one list item a line, keys in their order.
+
+    mode: permissions of the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -45,7 +47,7 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
             file.write(encoded)
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o644)
+            temporary.chmod(mode)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

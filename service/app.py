@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
 from lalm.errors import LalmError
+from service.auth import ApiKeyMiddleware
 from service.errors import install_error_handlers
 from service.logging import configure_logging
 from service.middleware import RequestMiddleware
@@ -58,10 +60,16 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
 
     app = FastAPI(title="AHAMask", description=_DESCRIPTION, version="1", lifespan=lifespan)
     app.state.runtime = runtime
+    # The outermost comes last.
+    if runtime.key_ring is not None:
+        app.add_middleware(ApiKeyMiddleware, key_ring=runtime.key_ring)
     app.add_middleware(RequestMiddleware, runtime=runtime)
     install_error_handlers(app)
-    for resource in (tasks, health, metrics):
-        app.include_router(resource.router)
+    # Checked by the middleware; this is for the page of the API.
+    documented = [] if runtime.key_ring is None else [Depends(HTTPBearer(auto_error=False))]
+    app.include_router(health.router)
+    for resource in (tasks, metrics):
+        app.include_router(resource.router, dependencies=documented)
     return app
 
 
@@ -99,9 +107,12 @@ async def serve_app(app: FastAPI) -> int:
         loop.add_signal_handler(number, stop.set)
     stopping = loop.create_task(_stop(server, runtime, stop))
     failing = loop.create_task(_stop_on_failure(server, runtime))
+    hangup = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    reloading = loop.create_task(_reload(runtime, hangup))
     await serving
-    stopping.cancel()
-    failing.cancel()
+    for task in (stopping, failing, reloading):
+        task.cancel()
     return 1 if runtime.phase is Phase.FAILED else 0
 
 
@@ -121,6 +132,15 @@ async def _stop(server: uvicorn.Server, runtime: Runtime, stop: asyncio.Event) -
     idle.cancel()
     again.cancel()
     server.should_exit = True
+
+
+async def _reload(runtime: Runtime, hangup: asyncio.Event) -> None:
+    """Read again what files say of the service, whenever SIGHUP asks for it."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        if runtime.key_ring is not None:
+            runtime.key_ring.reload()
 
 
 async def _stop_on_failure(server: uvicorn.Server, runtime: Runtime) -> None:

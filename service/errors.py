@@ -9,6 +9,10 @@ service/inference/exceptions.py):
     ├ UploadTooLargeError          more bytes than the limit, which the message names
     ├ UnsupportedBodyError         the Content-Type is neither multipart/form-data nor audio
     ├ InvalidParameterError        a parameter or the number of recordings does not fit the task
+    ├ MissingKeyError              there is no API key in the request
+    ├ InvalidKeyError              an API key that is not known
+    ├ AdminKeyNeededError          a key that may not do this
+    ├ TooManyRequestsOfKeyError    a key has as many requests as it may have at a time   .retry_after_s
     ├ ClientDisconnectedError      the client went away; seen in logs and metrics only
     └ NotReadyError                loading, draining or failed to load   .retry_after_s
 
@@ -72,6 +76,28 @@ class InvalidParameterError(ServiceError):
     """A parameter, or the number of recordings, does not fit."""
 
 
+class MissingKeyError(ServiceError):
+    """No API key was sent, and one is needed."""
+
+
+class InvalidKeyError(ServiceError):
+    """The API key is not one of those that are known."""
+
+
+class AdminKeyNeededError(ServiceError):
+    """The API key, or the lack of one, does not allow this."""
+
+
+class TooManyRequestsOfKeyError(ServiceError):
+    """An API key has `limit` requests already; come back when one of them is answered."""
+
+    retry_after_s = 1.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"this API key may have {limit} requests at a time, and has them")
+        self.limit = limit
+
+
 class ClientDisconnectedError(ServiceError):
     """The client went away before it was answered."""
 
@@ -97,6 +123,10 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     UploadTooLargeError: ErrorKind(413, "upload_too_large"),
     UnsupportedBodyError: ErrorKind(415, "unsupported_body"),
     InvalidParameterError: ErrorKind(422, "invalid_parameter"),
+    MissingKeyError: ErrorKind(401, "missing_api_key"),
+    InvalidKeyError: ErrorKind(401, "invalid_api_key"),
+    AdminKeyNeededError: ErrorKind(403, "admin_key_needed"),
+    TooManyRequestsOfKeyError: ErrorKind(429, "too_many_requests"),
     ClientDisconnectedError: ErrorKind(499, "client_disconnected"),
     NotReadyError: ErrorKind(503, "not_ready"),
     ServiceError: ErrorKind(500, "internal_error"),
@@ -134,6 +164,8 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
     if kind.status == 500:
         return _envelope(kind, INTERNAL_MESSAGE, None, request_id)
     headers = _retry_after(error) if kind.status in (429, 503) else {}
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return _envelope(kind, str(error), getattr(error, "param", None), request_id, headers)
 
 

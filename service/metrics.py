@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -66,6 +68,15 @@ class Metrics:
         self._active_heads = Gauge(
             "ahamask_active_heads", "Heads that a task's head mask keeps.", ["task"], registry=registry
         )
+        self._reloads = Counter(
+            "ahamask_reloads",
+            "Reloads of head masks or API keys by outcome: ok, or failed, when the old ones stay.",
+            ["what", "outcome"],
+            registry=registry,
+        )
+        for what in ("head_masks", "api_keys"):
+            for outcome in ("ok", "failed"):
+                self._reloads.labels(what, outcome)
         self._model = Info("ahamask_model", "The model that is loaded.", registry=registry)
 
     def _seconds(self, name: str, what: str) -> Histogram:
@@ -93,6 +104,10 @@ class Metrics:
         self._slots.set(settings.max_slots)
         for entry in catalogue:
             self._active_heads.labels(entry.task.name).set(entry.head_mask.num_active)
+
+    def count_reload(self, what: Literal["head_masks", "api_keys"], *, ok: bool) -> None:
+        """What a file says of a running service was read again; when not `ok`, the old content stays."""
+        self._reloads.labels(what, "ok" if ok else "failed").inc()
 
     def observe_request(self, *, task: str, status: int, duration_s: float) -> None:
         """A request for `task` ended with `status`."""

@@ -76,6 +76,8 @@ class RequestMiddleware:
         tasks: list[str] = scope["state"].get("tasks") or [UNKNOWN_TASK]
         status = status or NOT_ANSWERED
         fields = {"method": scope["method"], "path": scope["path"], "status": status}
+        if key := scope["state"].get("api_key"):
+            fields["api_key"] = key.id
         fields["duration_ms"] = round(duration_s * 1e3, 1)
         if not asks_a_task:
             log.debug("request", **fields)

@@ -20,6 +20,7 @@ from lalm.audio import AudioLimits
 from service.catalogue import Catalogue
 from service.errors import NotReadyError
 from service.inference.exceptions import QueueFullError
+from service.key_ring import KeyRing
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -65,12 +66,16 @@ class Runtime:
     """State of one service: settings, metrics, the audio workers, and what is loaded.
 
     started: the application has begun to load. settled: loading is over, well or badly.
-    idle: no accepted request is unanswered.
+    idle: no accepted request is unanswered. key_ring: None for a service that everybody may use.
+
+    Raises:
+        KeyFileError: the file of API keys is wrong.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.key_ring = _key_ring(settings, self.metrics)
         self.phase = Phase.LOADING
         self.failure: str | None = None
         self.audio_pool = ThreadPoolExecutor(settings.audio_workers, thread_name_prefix="audio")
@@ -169,3 +174,9 @@ class Runtime:
     def num_accepted(self) -> int:
         """Requests accepted and not yet answered."""
         return len(self._accepted)
+
+
+def _key_ring(settings: Settings, metrics: Metrics) -> KeyRing | None:
+    if settings.api_keys_file is None:
+        return None
+    return KeyRing(settings.api_keys_file, metrics, max_concurrent=settings.api_key_max_concurrent)

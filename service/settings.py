@@ -77,6 +77,16 @@ class Settings(BaseSettings):
         2, ge=1, description="Threads that decode audio and compute features, beside the event loop."
     )
 
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys (`ahamask keys new`); with it every route but health needs a key.",
+    )
+    api_key_max_concurrent: int | None = Field(
+        None,
+        ge=1,
+        description="Requests an API key may have at a time if it has no limit of its own; beyond it 429.",
+    )
+
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds that accepted requests get to finish after SIGTERM."
     )

@@ -16,7 +16,7 @@ from service.runtime import Runtime
 from service.settings import Settings
 from tests.fake_engine import FakeEngine, recording
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 WAV = {"Content-Type": "audio/wav"}
 
 
