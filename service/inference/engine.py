@@ -135,30 +135,42 @@ class Engine:
             self._thread.join()
 
     async def submit(self, request: EngineRequest) -> EngineResult:
-        """Answer every row of a request. Cancelling the awaiting task frees its places and slots.
+        """Answer every row of a request; as `submit_together` does for several."""
+        (result,) = await self.submit_together([request])
+        return result
+
+    async def submit_together(self, requests: list[EngineRequest]) -> list[EngineResult]:
+        """Answer requests that belong together, in their order: all are queued at once, or none.
+
+        When one of them fails, the others are given up. Cancelling the awaiting task frees their places and
+        slots.
 
         Raises:
-            QueueFullError: too many rows are waiting; none of this request was queued.
+            QueueFullError: too many rows are waiting; none of these was queued.
             EngineStoppedError: not ready, or stopped before the answer.
             PromptTooLongError: audio, instruction and answer are longer than one row may be.
             SequenceFailedError: the model failed on this request.
             ValueError: no audio, no row, or a row that may not generate a token.
         """
-        ticket = open_ticket(request, self.family, self._runner.max_sequence_tokens, self._sequence_ids)
+        tickets = [
+            open_ticket(request, self.family, self._runner.max_sequence_tokens, self._sequence_ids)
+            for request in requests
+        ]
         with self._changed:
             if self._phase is not Phase.READY:
                 raise EngineStoppedError(f"the engine takes no requests: {self._phase.value}")
-            self._ledger.enter(ticket)
+            self._ledger.enter(tickets)
             self._notify()
         try:
-            return await ticket.answer
-        except asyncio.CancelledError:
-            self._cancel(ticket)
+            return await asyncio.gather(*(ticket.answer for ticket in tickets))
+        except BaseException:
+            self._cancel(tickets)
             raise
 
-    def _cancel(self, ticket: Ticket) -> None:
+    def _cancel(self, tickets: list[Ticket]) -> None:
         with self._changed:
-            self._ledger.cancel(ticket)
+            for ticket in tickets:
+                self._ledger.cancel(ticket)
             self._notify()
 
     def _notify(self) -> None:
@@ -255,7 +267,7 @@ class Engine:
                 elif outcome in self.family.eos_token_ids:
                     self._ledger.complete(sequence, FinishReason.STOP)
                 else:
-                    sequence.output_ids.append(outcome)
+                    self._ledger.append(sequence, outcome)
                     if len(sequence.output_ids) == sequence.max_new_tokens:
                         self._ledger.complete(sequence, FinishReason.LENGTH)
             self._notify()

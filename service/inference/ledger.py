@@ -36,14 +36,15 @@ class Ledger:
     def is_empty(self) -> bool:
         return not self._tickets
 
-    def enter(self, ticket: Ticket) -> None:
-        """Queue all rows of a request, or none.
+    def enter(self, tickets: Iterable[Ticket]) -> None:
+        """Queue all rows of some requests, or none.
 
         Raises:
             QueueFullError: they do not fit.
         """
-        self._scheduler.add(ticket.sequences)
-        self._tickets.update((sequence.id, ticket) for sequence in ticket.sequences)
+        owners = {sequence: ticket for ticket in tickets for sequence in ticket.sequences}
+        self._scheduler.add(list(owners))
+        self._tickets.update((sequence.id, ticket) for sequence, ticket in owners.items())
 
     def tickets_of(self, sequences: Iterable[Sequence]) -> list[Ticket]:
         """The requests of some rows, each once."""
@@ -55,6 +56,11 @@ class Ledger:
         if embeds is None:
             raise RuntimeError(f"the audio of sequence {sequence.id} is not encoded")
         return embeds
+
+    def append(self, sequence: Sequence, token_id: int) -> None:
+        """A running row has one more token."""
+        sequence.output_ids.append(token_id)
+        self._tickets[sequence.id].publish(sequence, token_id)
 
     def complete(self, sequence: Sequence, reason: FinishReason) -> None:
         """A row has its answer; the request is answered when it was the last one."""

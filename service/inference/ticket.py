@@ -38,6 +38,13 @@ class Ticket:
         if all(sequence.state is not SequenceState.WAITING for sequence in self.sequences):
             self.audio_embeds = None
 
+    def publish(self, sequence: Sequence, token_id: int) -> None:
+        """Tell whoever listens that a row has one more token; from any thread."""
+        if self.request.on_token is None:
+            return
+        with suppress(RuntimeError):  # its event loop is closed
+            self._loop.call_soon_threadsafe(self.request.on_token, self.sequences.index(sequence), token_id)
+
     def settle(self, outcome: EngineResult | InferenceError) -> None:
         """Answer the waiting coroutine; from any thread. Nothing happens when nobody waits any more."""
         with suppress(RuntimeError):  # its event loop is closed
