@@ -188,7 +188,7 @@ class MaskFile(BaseModel):
         try:
             mask_file = cls.model_validate(content)
         except ValidationError as error:
-            raise HeadMaskError(path, _reason(error)) from error
+            raise HeadMaskError(path, reason_of(error)) from error
         mask_file._check_name(path)
         return mask_file
 
@@ -240,6 +240,26 @@ class MaskFile(BaseModel):
             raise HeadMaskError(path, f"task {self.task.name!r} belongs into {self.task.name}.json")
 
 
+def new_mask_file(
+    path: Path,
+    task: TaskSpec,
+    model: ModelIdentity,
+    head_mask: HeadMask,
+    training: Mapping[str, JsonValue],
+) -> MaskFile:
+    """A mask file that nothing was measured with yet; `path` is for the message.
+
+    Raises:
+        HeadMaskError: the head mask does not have the model's shape, or no active head.
+    """
+    try:
+        return MaskFile(
+            task=task, model=model, heads=tuple(head_mask.to_strings()), training=training, evaluation={}
+        )
+    except ValidationError as error:
+        raise HeadMaskError(path, reason_of(error)) from error
+
+
 def _by(num_layers: int, num_heads: int) -> str:
     return f"{num_layers} layers x {num_heads} heads"
 
@@ -251,7 +271,7 @@ def _sorted(value: JsonValue) -> JsonValue:
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
-def _reason(error: ValidationError) -> str:
+def reason_of(error: ValidationError) -> str:
     """Every complaint of pydantic in one line, each with the key it is about."""
     complaints = []
     for detail in error.errors():

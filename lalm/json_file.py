@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+from lalm.whole_file import write_whole
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -40,18 +40,7 @@ def write_object(path: Path, content: Mapping[str, Any], *, mode: int = 0o644) -
         encoded = text.encode()
     except ValueError as error:
         raise ValueError(f"cannot be written as JSON: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(mode)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_whole(path, encoded, mode)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lalm.errors import HeadMaskError
 from lalm.head_mask import HeadMask, MaskFile
+from lalm.mask_algebra import Overlap, overlap
 
 _BAR_WIDTH = 40
+_MAX_VALUE = 400  # characters of one value; --json has all of it
 
 
 def record(path: Path, mask_file: MaskFile) -> dict[str, Any]:
@@ -56,6 +59,77 @@ def page(path: Path, mask_file: MaskFile) -> str:
     return "\n".join(lines)
 
 
+def diff_record(paths: tuple[Path, Path], files: tuple[MaskFile, MaskFile]) -> dict[str, Any]:
+    """Two mask files compared, as JSON values.
+
+    Raises:
+        HeadMaskError: of different shapes.
+    """
+    shared = _overlap(paths, files)
+    return {
+        "a": _side(paths[0], files[0]),
+        "b": _side(paths[1], files[1]),
+        "same_model": files[0].model.fingerprint == files[1].model.fingerprint,
+        "both": int(shared.both.sum()),
+        "only_a": int(shared.only_a.sum()),
+        "only_b": int(shared.only_b.sum()),
+        "num_differing": shared.num_differing,
+        "jaccard": shared.jaccard,
+        "by_layer": {
+            "both": shared.both.tolist(),
+            "only_a": shared.only_a.tolist(),
+            "only_b": shared.only_b.tolist(),
+        },
+    }
+
+
+def diff_page(paths: tuple[Path, Path], files: tuple[MaskFile, MaskFile]) -> str:
+    """Two mask files compared, for people.
+
+    Raises:
+        HeadMaskError: of different shapes.
+    """
+    shared = _overlap(paths, files)
+    both, only_a, only_b = (int(part.sum()) for part in (shared.both, shared.only_a, shared.only_b))
+    total = files[0].head_mask.total
+    share = 100 * shared.num_differing / total
+    lines = [
+        f"a  {paths[0]}  {both + only_a} of {total} heads active",
+        f"b  {paths[1]}  {both + only_b} of {total} heads active",
+        f"  in both       {both}",
+        f"  only in a     {only_a}",
+        f"  only in b     {only_b}",
+        f"  Jaccard       {shared.jaccard:.3f}",
+        f"  differing     {shared.num_differing} of {total} ({share:.1f} %)",
+    ]
+    if files[0].model.fingerprint != files[1].model.fingerprint:
+        lines.append("  made for different models, whose heads have nothing to do with each other")
+    rows = zip(shared.both, shared.only_a, shared.only_b, strict=True)
+    lines += [
+        f"  layer {layer:>2}      both {both:>3}   only a {only_a:>3}   only b {only_b:>3}"
+        for layer, (both, only_a, only_b) in enumerate(rows)
+    ]
+    return "\n".join(lines)
+
+
+def _overlap(paths: tuple[Path, Path], files: tuple[MaskFile, MaskFile]) -> Overlap:
+    try:
+        return overlap(files[0].head_mask, files[1].head_mask)
+    except ValueError as error:
+        raise HeadMaskError(paths[1], f"cannot be compared with {paths[0]}: {error}") from error
+
+
+def _side(path: Path, mask_file: MaskFile) -> dict[str, Any]:
+    head_mask = mask_file.head_mask
+    return {
+        "file": str(path),
+        "task": mask_file.task.name,
+        "model": mask_file.model.name,
+        "active_heads": head_mask.num_active,
+        "sha256": head_mask.sha256,
+    }
+
+
 def _bars(head_mask: HeadMask) -> Iterator[str]:
     width = min(_BAR_WIDTH, head_mask.num_heads)
     for layer, heads in enumerate(head_mask.heads):
@@ -67,4 +141,5 @@ def _bars(head_mask: HeadMask) -> Iterator[str]:
 def _section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield f"{title}:" if values else f"{title}: none"
     for key, value in values.items():
-        yield f"  {key}  {value if isinstance(value, str) else json.dumps(value)}"
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield f"  {key}  {text if len(text) <= _MAX_VALUE else f'{text[:_MAX_VALUE]}…'}"

@@ -18,8 +18,9 @@ from transformers.utils import logging as hf_logging
 
 from lalm import tiny
 from lalm.errors import ModelError
-from lalm.families.qwen2_audio import load_qwen2_audio
+from lalm.families.qwen2_audio import identify_qwen2_audio, load_qwen2_audio
 from lalm.family import ModelFamily
+from lalm.head_mask import ModelIdentity
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,6 +31,10 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 _LOADERS: Mapping[str, Callable[[Path, str, torch.device, torch.dtype], ModelFamily]] = {
     "qwen2_audio": load_qwen2_audio,
+}
+# Who it is, without loading a weight. A family that is not here is loaded to be asked.
+_IDENTIFIERS: Mapping[str, Callable[[Path, str], ModelIdentity]] = {
+    "qwen2_audio": identify_qwen2_audio,
 }
 # what transformers raises on files that are missing, damaged, or do not fit together
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -70,6 +75,25 @@ def load_family(
             return load(folder, name or _name(str(path_or_id)), where, _DTYPES[dtype])
     except _DAMAGED as error:
         raise ModelError(f"{path_or_id}: cannot be loaded: {_one_line(error)}") from error
+
+
+def identify(
+    path_or_id: str | Path, *, revision: str | None = None, name: str | None = None
+) -> ModelIdentity:
+    """Which model a checkpoint is, as `load_family(…).identity` says, from its configuration and its files.
+
+    Raises:
+        ModelError: as `load_family`, but for damage that only shows in loading.
+    """
+    folder = _resolve(str(path_or_id), revision)
+    name = name or _name(str(path_or_id))
+    identify_family = _IDENTIFIERS.get(_model_type(folder))
+    if identify_family is None:
+        return load_family(folder, name=name).identity
+    try:
+        return identify_family(folder, name)
+    except _DAMAGED as error:
+        raise ModelError(f"{path_or_id}: cannot be identified: {_one_line(error)}") from error
 
 
 def _resolve(path_or_id: str, revision: str | None) -> Path:

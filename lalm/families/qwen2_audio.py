@@ -21,7 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoProcessor, PreTrainedModel, Qwen2AudioForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    PreTrainedModel,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+)
 
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
@@ -164,14 +169,27 @@ def load_qwen2_audio(folder: Path, name: str, device: torch.device, dtype: torch
     model.to(device).eval().requires_grad_(False)
     decoder = model.model.language_model
     head_gate.install(decoder)
-    identity = ModelIdentity(
+    return Qwen2AudioFamily(model, processor, _identity(folder, name, model.config))
+
+
+def identify_qwen2_audio(folder: Path, name: str) -> ModelIdentity:
+    """Which model the checkpoint in `folder` is; loads no weights.
+
+    Raises:
+        ModelError: the weights cannot be read.
+    """
+    config = Qwen2AudioConfig.from_pretrained(folder, local_files_only=True)
+    return _identity(folder, name, config)
+
+
+def _identity(folder: Path, name: str, config: Any) -> ModelIdentity:
+    return ModelIdentity(
         family=FAMILY,
         name=name,
-        fingerprint=fingerprint(folder, _essentials(model.config)),
-        num_layers=decoder.config.num_hidden_layers,
-        num_heads=decoder.config.num_attention_heads,
+        fingerprint=fingerprint(folder, _essentials(config)),
+        num_layers=config.text_config.num_hidden_layers,
+        num_heads=config.text_config.num_attention_heads,
     )
-    return Qwen2AudioFamily(model, processor, identity)
 
 
 def _num_positions(num_frames: int) -> int:
