@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from lalm.errors import HeadMaskError
-from lalm.json_file import read_object, write_object
+from lalm.json_file import dump_object, parse_object, write_object
 from lalm.task import TaskSpec
 
 FORMAT: Literal["ahamask/1"] = "ahamask/1"
@@ -178,9 +178,20 @@ class MaskFile(BaseModel):
                 that is not allowed, or a file that is not named `<task name>.json`.
         """
         try:
-            content = read_object(path)
+            encoded = path.read_bytes()
         except OSError as error:
             raise HeadMaskError(path, f"cannot be read: {error.strerror}") from error
+        return cls.parse(encoded, path)
+
+    @classmethod
+    def parse(cls, encoded: bytes, path: Path) -> Self:
+        """The content of a file, read or to be written; `path` is where it lies or will lie.
+
+        Raises:
+            HeadMaskError: as `load`.
+        """
+        try:
+            content = parse_object(encoded)
         except ValueError as error:
             raise HeadMaskError(path, str(error)) from error
         if content.get("format") != FORMAT:
@@ -200,7 +211,23 @@ class MaskFile(BaseModel):
                 `training` or `evaluation` is not finite.
         """
         self._check_name(path)
-        content = {
+        try:
+            write_object(path, self._content())
+        except OSError as error:
+            raise HeadMaskError(path, f"cannot be written: {error.strerror}") from error
+        except ValueError as error:
+            raise HeadMaskError(path, str(error)) from error
+
+    def encode(self) -> bytes:
+        """The bytes that `save` writes.
+
+        Raises:
+            ValueError: a number in `training` or `evaluation` is not finite.
+        """
+        return dump_object(self._content())
+
+    def _content(self) -> dict[str, JsonValue]:
+        return {
             "format": self.format,
             "task": self.task.model_dump(mode="json", exclude_none=True),
             "model": self.model.model_dump(mode="json"),
@@ -208,12 +235,6 @@ class MaskFile(BaseModel):
             "training": _sorted(dict(self.training)),
             "evaluation": _sorted(dict(self.evaluation)),
         }
-        try:
-            write_object(path, content)
-        except OSError as error:
-            raise HeadMaskError(path, f"cannot be written: {error.strerror}") from error
-        except ValueError as error:
-            raise HeadMaskError(path, str(error)) from error
 
     def check_model(self, identity: ModelIdentity, path: Path) -> None:
         """Hold the file against the model at hand; `path` is for the message.

@@ -18,8 +18,9 @@ from lalm.errors import LalmError
 from service.auth import ApiKeyMiddleware
 from service.errors import install_error_handlers
 from service.logging import configure_logging
+from service.mask_store import MaskStore
 from service.middleware import RequestMiddleware
-from service.routes import health, metrics, tasks
+from service.routes import head_masks, health, metrics, tasks
 from service.runtime import InferenceEngine, Loaded, Phase, Runtime
 from service.settings import Settings
 
@@ -60,6 +61,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
 
     app = FastAPI(title="AHAMask", description=_DESCRIPTION, version="1", lifespan=lifespan)
     app.state.runtime = runtime
+    app.state.mask_store = MaskStore(runtime)
     # The outermost comes last.
     if runtime.key_ring is not None:
         app.add_middleware(ApiKeyMiddleware, key_ring=runtime.key_ring)
@@ -68,7 +70,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
     # Checked by the middleware; this is for the page of the API.
     documented = [] if runtime.key_ring is None else [Depends(HTTPBearer(auto_error=False))]
     app.include_router(health.router)
-    for resource in (tasks, metrics):
+    for resource in (tasks, head_masks, metrics):
         app.include_router(resource.router, dependencies=documented)
     return app
 
@@ -109,7 +111,7 @@ async def serve_app(app: FastAPI) -> int:
     failing = loop.create_task(_stop_on_failure(server, runtime))
     hangup = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    reloading = loop.create_task(_reload(runtime, hangup))
+    reloading = loop.create_task(_reload(runtime, app.state.mask_store, hangup))
     await serving
     for task in (stopping, failing, reloading):
         task.cancel()
@@ -134,13 +136,18 @@ async def _stop(server: uvicorn.Server, runtime: Runtime, stop: asyncio.Event) -
     server.should_exit = True
 
 
-async def _reload(runtime: Runtime, hangup: asyncio.Event) -> None:
+async def _reload(runtime: Runtime, mask_store: MaskStore, hangup: asyncio.Event) -> None:
     """Read again what files say of the service, whenever SIGHUP asks for it."""
     while True:
         await hangup.wait()
         hangup.clear()
-        if runtime.key_ring is not None:
-            runtime.key_ring.reload()
+        try:
+            if runtime.key_ring is not None:
+                runtime.key_ring.reload()
+            await runtime.settled.wait()
+            await mask_store.reload()
+        except Exception:
+            log.exception("reloading failed")
 
 
 async def _stop_on_failure(server: uvicorn.Server, runtime: Runtime) -> None:

@@ -13,6 +13,9 @@ service/inference/exceptions.py):
     ├ InvalidKeyError              an API key that is not known
     ├ AdminKeyNeededError          a key that may not do this
     ├ TooManyRequestsOfKeyError    a key has as many requests as it may have at a time   .retry_after_s
+    ├ InvalidHeadMaskError         a head mask file was sent that cannot be used
+    ├ LastTaskError                the only task cannot be removed
+    ├ HeadMasksReadOnlyError       the folder of head masks cannot be written
     ├ ClientDisconnectedError      the client went away; seen in logs and metrics only
     └ NotReadyError                loading, draining or failed to load   .retry_after_s
 
@@ -98,6 +101,21 @@ class TooManyRequestsOfKeyError(ServiceError):
         self.limit = limit
 
 
+class InvalidHeadMaskError(ServiceError):
+    """A head mask file was sent that cannot be used; the message says why."""
+
+
+class LastTaskError(ServiceError):
+    """The only task of the service cannot be removed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is the only task, and a service has at least one", param="task")
+
+
+class HeadMasksReadOnlyError(ServiceError):
+    """The folder of head masks cannot be written, so that a change would be lost at the next start."""
+
+
 class ClientDisconnectedError(ServiceError):
     """The client went away before it was answered."""
 
@@ -127,6 +145,9 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     InvalidKeyError: ErrorKind(401, "invalid_api_key"),
     AdminKeyNeededError: ErrorKind(403, "admin_key_needed"),
     TooManyRequestsOfKeyError: ErrorKind(429, "too_many_requests"),
+    InvalidHeadMaskError: ErrorKind(422, "invalid_head_mask"),
+    LastTaskError: ErrorKind(409, "last_task"),
+    HeadMasksReadOnlyError: ErrorKind(409, "head_masks_read_only"),
     ClientDisconnectedError: ErrorKind(499, "client_disconnected"),
     NotReadyError: ErrorKind(503, "not_ready"),
     ServiceError: ErrorKind(500, "internal_error"),

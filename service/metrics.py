@@ -102,6 +102,11 @@ class Metrics:
             }
         )
         self._slots.set(settings.max_slots)
+        self.describe_tasks(catalogue)
+
+    def describe_tasks(self, catalogue: Catalogue) -> None:
+        """Set what holds until the catalogue changes."""
+        self._active_heads.clear()
         for entry in catalogue:
             self._active_heads.labels(entry.task.name).set(entry.head_mask.num_active)
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,6 +94,12 @@ class Runtime:
         if self.phase is Phase.LOADING:
             self.phase = Phase.READY
         self.settled.set()
+
+    def replace_catalogue(self, catalogue: Catalogue) -> None:
+        """Answer with these tasks from now on; requests that have begun keep the entries they have."""
+        assert self._loaded is not None
+        self._loaded = replace(self._loaded, catalogue=catalogue)
+        self.metrics.describe_tasks(catalogue)
 
     def fail(self, reason: str) -> None:
         """Loading failed for good."""

@@ -87,6 +87,18 @@ async def read_recordings(request: Request, *, num_audios: int, max_bytes: int) 
     )
 
 
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a request, whatever its Content-Type.
+
+    Raises:
+        UploadTooLargeError, ClientDisconnectedError.
+    """
+    try:
+        return await _read_all(request, max_bytes)
+    except ClientDisconnect:
+        raise ClientDisconnectedError("the client went away during the upload") from None
+
+
 async def _read_raw(request: Request, num_audios: int, max_bytes: int) -> bytes:
     if num_audios != 1:
         raise InvalidParameterError(
@@ -94,6 +106,10 @@ async def _read_raw(request: Request, num_audios: int, max_bytes: int) -> bytes:
             f"named {PART!r}",
             param=PART,
         )
+    return await _read_all(request, max_bytes)
+
+
+async def _read_all(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async with aclosing(_limited(request, max_bytes)) as stream:
         async for chunk in stream:
