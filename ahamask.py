@@ -14,6 +14,7 @@ import typer
 from service.cli import run, serve
 from service.keys_cli import keys
 from service.masks_cli import masks
+from service.masks_compile_cli import compile_mask
 from service.masks_making_cli import register_making
 from training.cli import evaluate, train
 
@@ -73,6 +74,7 @@ def ahamask(
 app.command()(serve)
 app.command()(run)
 register_making(masks)
+masks.command("compile")(compile_mask)
 app.add_typer(masks, name="masks")
 app.add_typer(keys, name="keys")
 app.command()(train)

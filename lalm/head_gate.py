@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from lalm.errors import ModelError
 from lalm.head_mask import HeadMask
+from lalm.pruned_attention import HeadLayout
 
 ATTENTION = "sdpa_head_gate"
 
@@ -48,7 +50,8 @@ def gated_attention(
 ) -> tuple[Tensor, None]:
     """SDPA, its output multiplied by the gate of this layer.
 
-    query: [batch, num_heads, seq, head_dim]; key and value: [batch, num_kv_heads, seq, head_dim].
+    query: [batch, num_heads, seq, head_dim]; key and value: [batch, num_kv_heads, seq, head_dim]; fewer heads
+    where `module.head_layout` says that some are gone (`lalm.pruned_attention`).
     head_gate: [num_layers, batch, num_heads] of any float dtype, or None for the plain model.
     seen_layers: for `install`: the layer notes here that it came by.
     Returns the gated output [batch, seq, num_heads, head_dim], and no attention weights.
@@ -56,12 +59,14 @@ def gated_attention(
     Raises:
         ValueError: `head_gate` does not have the shape of this decoder and this batch.
     """
-    output, _ = _sdpa(module, query, key, value, attention_mask, **kwargs)
+    layout: HeadLayout | None = getattr(module, "head_layout", None)
+    attend = _sdpa if layout is None else partial(layout.attend, _sdpa)
+    output, _ = attend(module, query, key, value, attention_mask, **kwargs)
     if head_gate is None:
         return output, None
     layer: int = module.layer_idx  # type: ignore[assignment]
     num_layers: int = module.config.num_hidden_layers  # type: ignore[union-attr, assignment]
-    expected = (num_layers, output.shape[0], output.shape[2])
+    expected = (num_layers, output.shape[0], output.shape[2] if layout is None else layout.num_heads)
     if head_gate.shape != expected:
         raise ValueError(
             f"head_gate has shape {tuple(head_gate.shape)}, "
@@ -69,7 +74,8 @@ def gated_attention(
         )
     if seen_layers is not None:
         seen_layers.append(layer)
-    return output * head_gate[layer][:, None, :, None].to(output.dtype), None
+    gate = head_gate[layer] if layout is None else layout.gate(head_gate[layer])
+    return output * gate[:, None, :, None].to(output.dtype), None
 
 
 AttentionInterface.register(ATTENTION, gated_attention)

@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     )
     masks_dir: Path | None = Field(
         None,
-        description="Folder of head mask files, one a task; by default masks/<model name> of the repository.",
+        description="Folder of head mask files, one a task; by default masks/ of the checkpoint's folder, "
+        "or masks/<model name> of the repository.",
     )
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of the model; by default what torch chooses."
@@ -108,8 +109,12 @@ class Settings(BaseSettings):
             raise SettingsError("; ".join(_complaint(problem) for problem in error.errors())) from error
 
     def masks_dir_for(self, model_name: str) -> Path:
-        """The folder of mask files for the model called `model_name`: `masks_dir`, or masks/<model_name>."""
-        return self.masks_dir or _REPOSITORY / "masks" / model_name
+        """The folder of mask files for the model called `model_name`.
+
+        `masks_dir`; masks/ in the checkpoint's own folder, where it has one; or masks/<model_name>.
+        """
+        own = Path(self.model) / "masks"
+        return self.masks_dir or (own if own.is_dir() else _REPOSITORY / "masks" / model_name)
 
 
 def _complaint(problem: ErrorDetails) -> str:

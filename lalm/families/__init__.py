@@ -63,7 +63,7 @@ def load_family(
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-    folder = _resolve(str(path_or_id), revision)
+    folder = checkpoint_folder(str(path_or_id), revision)
     model_type = _model_type(folder)
     if model_type not in _LOADERS:
         raise ModelError(
@@ -72,7 +72,7 @@ def load_family(
     where, load = _device(device), _LOADERS[model_type]
     try:
         with _no_progress_bars():
-            return load(folder, name or _name(str(path_or_id)), where, _DTYPES[dtype])
+            return load(folder, name or model_name(str(path_or_id)), where, _DTYPES[dtype])
     except _DAMAGED as error:
         raise ModelError(f"{path_or_id}: cannot be loaded: {_one_line(error)}") from error
 
@@ -85,8 +85,8 @@ def identify(
     Raises:
         ModelError: as `load_family`, but for damage that only shows in loading.
     """
-    folder = _resolve(str(path_or_id), revision)
-    name = name or _name(str(path_or_id))
+    folder = checkpoint_folder(str(path_or_id), revision)
+    name = name or model_name(str(path_or_id))
     identify_family = _IDENTIFIERS.get(_model_type(folder))
     if identify_family is None:
         return load_family(folder, name=name).identity
@@ -96,7 +96,12 @@ def identify(
         raise ModelError(f"{path_or_id}: cannot be identified: {_one_line(error)}") from error
 
 
-def _resolve(path_or_id: str, revision: str | None) -> Path:
+def checkpoint_folder(path_or_id: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; one on the hub is downloaded.
+
+    Raises:
+        ModelError: not found.
+    """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -123,7 +128,8 @@ def _model_type(folder: Path) -> str:
         raise ModelError(f"{path}: not the configuration of a model: {_one_line(error)}") from error
 
 
-def _name(path_or_id: str) -> str:
+def model_name(path_or_id: str) -> str:
+    """What a model is called if nobody names it: the last part of its folder or hub id."""
     path = Path(path_or_id).expanduser().resolve()
     return tiny.NAME if path == tiny.CHECKPOINT.resolve() else path.name
 

@@ -31,6 +31,7 @@ from transformers import (
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.errors import EmptyAudioError, ModelError
+from lalm.families import pruned_qwen2  # noqa: F401  (transformers then loads pruned decoders too)
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.fingerprint import fingerprint
 from lalm.head_mask import ModelIdentity

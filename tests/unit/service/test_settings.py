@@ -77,6 +77,9 @@ def test_masks_lie_beside_the_packages_under_the_models_name_unless_said_otherwi
     repository = Path(__file__).resolve().parents[3]
     assert Settings().masks_dir_for("tiny-lalm") == repository / "masks" / "tiny-lalm"
     assert Settings(masks_dir=tmp_path).masks_dir_for("tiny-lalm") == tmp_path
+    (tmp_path / "lalm" / "masks").mkdir(parents=True)
+    assert Settings(model=str(tmp_path / "lalm")).masks_dir_for("lalm") == tmp_path / "lalm" / "masks"
+    assert Settings(model=str(tmp_path / "lalm"), masks_dir=tmp_path).masks_dir_for("lalm") == tmp_path
 
 
 def test_every_setting_is_described() -> None:
