@@ -24,7 +24,7 @@ _EXIT_CODES = (
     "Exit codes: 0 done; 1 something failed, one line on standard error says what; "
     "2 the command, an argument or a setting is wrong; 130 interrupted."
 )
-_EXTRA_TRAIN = ("jiwer", "sacrebleu", "tensorboard")
+_EXTRA_TRAIN = ("accelerate", "jiwer", "sacrebleu", "tensorboard")
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, epilog=_EXIT_CODES, **_PLAIN)

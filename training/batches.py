@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -18,7 +17,6 @@ from training.manifest import Example
 
 ENCODER_BATCH = 8
 END = -1  # target of the position behind the answer: any of the model's end tokens
-BUCKET_BATCHES = 8  # batches are cut from stretches of this many, sorted by length
 
 
 class AudioEmbeddings:
@@ -106,6 +104,10 @@ class AnswerData:
         """Tokens of each example, so far as its audio is known."""
         return [self.audio.num_tokens(index) + len(ids) for index, ids in enumerate(self._answers)]
 
+    def num_targets(self, indices: Sequence[int]) -> int:
+        """Tokens to be predicted in the answers of `indices`, their ends too."""
+        return sum(len(self._answers[index]) + 1 for index in indices)
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The examples `indices` as a batch on the device of the model."""
         device = self._family.device
@@ -125,41 +127,3 @@ class AnswerData:
             positions=torch.cat(positions),
             targets=torch.tensor([target for row in targets for target in row], device=device),
         )
-
-
-class BatchPlan:
-    """Which examples make the batch of which step: shuffled anew each epoch, of like length in a batch.
-
-    A function of (lengths, batch size, seed) alone, so a resumed training sees the same batches. What does
-    not fill a batch at the end of an epoch waits for the next one.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        if not lengths:
-            raise ValueError("there is no example")
-        self._lengths = lengths
-        self._batch_size = min(batch_size, len(lengths))
-        self._seed = seed
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return len(self._lengths) // self._batch_size
-
-    def indices(self, step: int) -> list[int]:
-        """The examples of `step` (from 0)."""
-        epoch, position = divmod(step, self.batches_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffled(epoch))
-        return self._epoch[1][position]
-
-    def _shuffled(self, epoch: int) -> list[list[int]]:
-        rng = np.random.default_rng([self._seed, epoch])
-        size = self._batch_size
-        order = rng.permutation(len(self._lengths)).tolist()[: self.batches_per_epoch * size]
-        stretch = size * BUCKET_BATCHES
-        batches: list[list[int]] = []
-        for start in range(0, len(order), stretch):
-            part = sorted(order[start : start + stretch], key=self._lengths.__getitem__)
-            batches += [part[cut : cut + size] for cut in range(0, len(part), size)]
-        return [batches[number] for number in rng.permutation(len(batches))]

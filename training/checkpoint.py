@@ -34,6 +34,7 @@ class TrainState:
 
     mask_logits: MaskLogits
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     step: int = 0
     selected: Selected | None = None
 
@@ -46,6 +47,7 @@ class TrainState:
             "logits": self.mask_logits.logits.detach().cpu(),
             "generator": self.mask_logits.generator.get_state(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "selected": vars(self.selected) if self.selected else None,
         }
         temporary = folder / f".{CHECKPOINT}.{os.getpid()}"
@@ -73,29 +75,36 @@ class TrainState:
             self.mask_logits.logits.copy_(content["logits"])
         self.mask_logits.generator.set_state(content["generator"])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.selected = Selected(**content["selected"]) if content["selected"] else None
 
 
 class TrainLog:
-    """One JSON object a step, in `folder`/log.jsonl; optionally tensorboard files beside it."""
+    """One JSON object a step, in `folder`/log.jsonl; optionally tensorboard files beside it.
 
-    def __init__(self, folder: Path, from_step: int, *, tensorboard: bool) -> None:
+    Without a folder nothing is written: processes beside the main one.
+    """
+
+    def __init__(self, folder: Path | None, from_step: int, *, tensorboard: bool) -> None:
+        self._file, self._board = None, None
+        if folder is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG
         kept = path.read_text(encoding="utf-8").splitlines() if from_step and path.is_file() else []
         kept = [line for line in kept if json.loads(line)["step"] <= from_step]
         self._file = path.open("w", encoding="utf-8")
         self._file.writelines(line + "\n" for line in kept)
-        self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
 
             self._board = SummaryWriter(str(folder), purge_step=from_step or None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
@@ -106,6 +115,7 @@ class TrainLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()

@@ -35,12 +35,17 @@ def train(
     \b
     ahamask train training/recipes/asr.toml
     ahamask train training/recipes/asr.toml --set optim.steps=50 --set run.device=cuda
+    accelerate launch --multi_gpu --num_processes 4 -m ahamask train asr-7b.toml
     """
     values = _overrides(overrides)
     from training.config import load_config
+    from training.processes import launched
     from training.train import train as train_head_mask
 
-    typer.echo(str(train_head_mask(load_config(recipe, values), resume=resume)))
+    config = load_config(recipe, values)
+    path = train_head_mask(config, resume=resume)
+    if launched(config.run.device).is_main:
+        typer.echo(str(path))
 
 
 def evaluate(

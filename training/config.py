@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lalm.task import OutputKind, TaskSpec
 from training.errors import ConfigError
 
+Amp = Literal["off", "bfloat16", "float16"]
+
 _Positive = Annotated[int, Field(ge=1)]
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -43,7 +45,8 @@ class OptimConfig(_Section):
     """The optimisation of the mask logits; the defaults are the published ones ("paper")."""
 
     steps: _Positive = 90_000
-    batch_size: _Positive = 8
+    batch_size: _Positive = 8  # in one forward pass of one process
+    gradient_accumulation_steps: _Positive = 1  # forward passes of one process in a step
     lr: Annotated[float, Field(gt=0)] = 1e-2
     lr_start: Annotated[float, Field(ge=0)] = 1e-6
     lr_end: Annotated[float, Field(ge=0)] = 1e-4
@@ -100,6 +103,8 @@ class RunConfig(_Section):
     select_by: Literal["loss", "score"] = "loss"  # score: greedy answers on the validation data
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    amp: Amp = "off"  # autocast of the decoder; weights stay in dtype
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     num_threads: _Positive | None = None
     tensorboard: bool = False
 

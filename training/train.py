@@ -19,18 +19,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lalm.families import load_family
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
-from training.batches import AnswerData, BatchPlan
-from training.checkpoint import Selected, TrainLog, TrainState
-from training.config import OptimConfig, TrainConfig
+from lalm.head_mask import MaskFile
+from training.batches import AnswerData
+from training.checkpoint import TrainLog, TrainState
+from training.config import TrainConfig
 from training.errors import TrainingError
-from training.generation import answers_of
 from training.interrupt import interrupt_after_step
 from training.manifest import Example, Manifest, load_manifest
 from training.mask_logits import MaskLogits, binarise
-from training.objective import answer_loss, mean_loss
-from training.schedule import annealed_tau, learning_rate
-from training.scores import goodness, score
+from training.memory import grad_scaler
+from training.plan import BatchPlan
+from training.processes import ALONE, Processes, launched
+from training.selection import validate
+from training.step import Stepper, step_batch_size
 
 
 def train(
@@ -52,21 +53,26 @@ def train(
     """
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
-    family = family or load_configured_family(config)
-    with _progress(console) as progress:
+    processes = launched(config.run.device)
+    family = family or load_configured_family(config, processes)
+    with _progress(console, processes) as progress:
         data = _load_data(config, family, progress)
-        recipe = _recipe(config, family, data)
+        recipe = _recipe(config, family, data, processes)
         state = _fresh_state(config, family)
         if resume:
             state.restore(config.run_folder, recipe)
-        _run(config, family, data, state, recipe, progress)
-    return _write(config, family, data, state)
+        _run(config, family, data, state, recipe, progress, processes)
+    if processes.is_main:
+        _write(config, family, data, state)
+    processes.wait()
+    return config.out
 
 
-def load_configured_family(config: TrainConfig) -> ModelFamily:
+def load_configured_family(config: TrainConfig, processes: Processes = ALONE) -> ModelFamily:
     """The model a recipe names."""
     run = config.run
-    return load_family(config.checkpoint, revision=config.revision, device=run.device, dtype=run.dtype)
+    device = processes.place(run.device)
+    return load_family(config.checkpoint, revision=config.revision, device=device, dtype=run.dtype)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def _fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
     optimizer = torch.optim.AdamW(
         mask_logits.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
     )
-    return TrainState(mask_logits, optimizer)
+    return TrainState(mask_logits, optimizer, grad_scaler(config.run.amp, family.device))
 
 
 def _run(
@@ -123,93 +129,46 @@ def _run(
     state: TrainState,
     recipe: dict[str, Any],
     progress: Progress,
+    processes: Processes,
 ) -> None:
     """From `state.step` to the last step."""
-    steps, run = config.optim.steps, config.run
-    plan = BatchPlan(data.train.lengths(), config.optim.batch_size, run.seed)
+    steps, run, is_main = config.optim.steps, config.run, processes.is_main
+    plan = BatchPlan(data.train.lengths(), step_batch_size(config.optim, processes), run.seed)
+    stepper = Stepper(config, family, data.train, plan, processes)
     bar = progress.add_task(f"head mask: {config.task.name}", total=steps, completed=state.step, state="")
     with (
-        TrainLog(config.run_folder, state.step, tensorboard=run.tensorboard) as log,
+        TrainLog(config.run_folder if is_main else None, state.step, tensorboard=run.tensorboard) as log,
         interrupt_after_step() as stop,
     ):
         while state.step < steps:
-            values = _step(config.optim, family, data.train, plan, state)
+            values = stepper.step(state)
             state.step += 1
             if state.step % run.valid_every == 0 or state.step == steps:
-                values |= _validate(config, family, data.valid, state)
+                values |= validate(config, family, data.valid, state, processes)
             log.write(state.step, values)
             shown = f"loss {values['loss']:.3f}  tau {values['tau']:.2f}  active {values['num_active']:.0f}"
             progress.update(bar, completed=state.step, state=shown)
-            if state.step % run.checkpoint_every == 0 or state.step == steps or stop():
+            interrupted = processes.sums(stop())[0] > 0  # all of them stop after the same step
+            if is_main and (state.step % run.checkpoint_every == 0 or state.step == steps or interrupted):
                 state.save(config.run_folder, recipe)
-            if stop():
+            if interrupted:
                 raise KeyboardInterrupt
 
 
-def _step(
-    optim: OptimConfig, family: ModelFamily, data: AnswerData, plan: BatchPlan, state: TrainState
-) -> dict[str, float]:
-    """One step of the optimiser; returns what is logged."""
-    batch = data.batch(plan.indices(state.step))
-    tau = annealed_tau(
-        state.step, optim.steps, start=optim.tau_start, end=optim.tau_end, fraction=optim.tau_fraction
-    )
-    gate = state.mask_logits.sample(batch.size, tau)
-    loss = answer_loss(family, batch, gate).reduced(optim.loss)
-    num_active = gate.sum(dim=(0, 2)).mean()
-    penalty = optim.sparsity_lambda * (num_active - (optim.target_num_heads or 0)).abs()
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(optim, state.step)
-    state.optimizer.zero_grad(set_to_none=True)
-    (loss + penalty).backward()  # type: ignore[no-untyped-call]
-    state.optimizer.step()
-    return {
-        "loss": loss.item(),
-        "penalty": penalty.item(),
-        "lr": learning_rate(optim, state.step),
-        "tau": tau,
-        "num_active": float(state.mask_logits.binarised().num_active),
-    }
-
-
-def _validate(
-    config: TrainConfig, family: ModelFamily, data: AnswerData, state: TrainState
-) -> dict[str, float]:
-    """Measure the binarised head mask and keep it if it is the best so far; returns what is logged."""
-    head_mask = state.mask_logits.binarised()
-    batch_size = config.optim.batch_size
-    loss = mean_loss(family, data, head_mask, batch_size=batch_size, reduction=config.optim.loss)
-    values = {"valid_loss": loss}
-    if config.run.select_by == "score":
-        values["valid_score"] = _greedy_score(config, family, data, head_mask)
-    value = -values["valid_score"] if config.run.select_by == "score" else loss
-    better = state.selected is None or value < state.selected.value or not config.run.keep_best
-    if head_mask.num_active and better:
-        logits = state.mask_logits.logits.detach().cpu().clone()
-        state.selected = Selected(state.step, value, logits)
-    return values
-
-
-def _greedy_score(config: TrainConfig, family: ModelFamily, data: AnswerData, head_mask: HeadMask) -> float:
-    answers = answers_of(
-        family, data.audio, head_mask=head_mask, instruction=None, max_new_tokens=config.task.max_new_tokens
-    )
-    references = [example.text for example in data.examples]
-    return goodness(score(config.task, references, answers, config.text_metric))
-
-
-def _recipe(config: TrainConfig, family: ModelFamily, data: _Data) -> dict[str, Any]:
-    """What determines the result, as JSON values."""
+def _recipe(config: TrainConfig, family: ModelFamily, data: _Data, processes: Processes) -> dict[str, Any]:
+    """What determines the result, as JSON values; how a step is cut into processes and passes does not."""
     kept = config.model_dump(mode="json", include={"task", "optim", "preset"})
+    kept["optim"]["batch_size"] = step_batch_size(config.optim, processes)
+    del kept["optim"]["gradient_accumulation_steps"]
     run = config.run.model_dump(
-        mode="json", include={"seed", "valid_every", "select_by", "keep_best", "dtype"}
+        mode="json", include={"seed", "valid_every", "select_by", "keep_best", "dtype", "amp"}
     )
     limits = config.data.model_dump(include={"max_train_examples", "max_valid_examples", "cache_audio"})
     sha256 = {"train": data.train_manifest.sha256, "valid": data.valid_manifest.sha256}
     return {**kept, **run, **limits, "fingerprint": family.identity.fingerprint, "manifest_sha256": sha256}
 
 
-def _write(config: TrainConfig, family: ModelFamily, data: _Data, state: TrainState) -> Path:
+def _write(config: TrainConfig, family: ModelFamily, data: _Data, state: TrainState) -> None:
     if state.selected is None:
         raise TrainingError(f"task {config.task.name!r}: every head mask found was empty; nothing is written")
     optim, selected = config.optim, state.selected
@@ -234,10 +193,9 @@ def _write(config: TrainConfig, family: ModelFamily, data: _Data, state: TrainSt
         evaluation={},
     )
     mask_file.save(config.out)
-    return config.out
 
 
-def _progress(console: Console | None) -> Progress:
+def _progress(console: Console | None, processes: Processes) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -245,4 +203,5 @@ def _progress(console: Console | None) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"),
     )
-    return Progress(*columns, console=console or Console(stderr=True))
+    console = console or Console(stderr=True)
+    return Progress(*columns, console=console, disable=not processes.is_main)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.batches import BatchPlan
 from training.objective import by_length
+from training.plan import BatchPlan, forward_passes
 
 LENGTHS = np.random.default_rng(1).integers(5, 90, size=131).tolist()
 
@@ -49,3 +49,9 @@ def test_no_example_is_an_error() -> None:
 def test_every_index_is_evaluated_once_in_order_of_length() -> None:
     batches = by_length([5, 1, 4, 2, 3], 2)
     assert batches == [[1, 3], [4, 2], [0]]
+
+
+def test_the_passes_of_a_step_cover_its_batch_once() -> None:
+    batch = list(range(10))
+    assert [batch[part] for part in forward_passes(10, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert forward_passes(3, 4) == [slice(0, 3)]
