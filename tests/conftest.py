@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from lalm.families import load_family
@@ -14,6 +15,8 @@ settings.register_profile(
     "ahamask", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ahamask")
+
+torch.set_num_threads(1)  # the tensors of the toy model are small: threads that wait for each other cost more
 
 
 @pytest.fixture(scope="session")
