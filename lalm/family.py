@@ -8,8 +8,8 @@ the decoder. `lalm.families.load_family` is the door.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -29,11 +29,13 @@ class AudioFeatures:
     beyond the end of the clip; it belongs to the family.
     num_frames: frames of the clip itself.
     num_audio_tokens: positions the clip takes in the decoder; at least 1.
+    extra: what else the family's encoder takes, by a name of its own; on the CPU.
     """
 
     mel: Tensor
     num_frames: int
     num_audio_tokens: int
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ModelFamily(Protocol):

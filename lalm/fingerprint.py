@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,14 @@ NUM_SAMPLED_ROWS = 16
 _INDEX = "model.safetensors.index.json"
 
 
+class StoredTensor(Protocol):
+    """A tensor on disk that is read when, and as far as, it is indexed; safetensors' slices are such."""
+
+    def get_dtype(self) -> str: ...
+    def get_shape(self) -> Sequence[int]: ...
+    def __getitem__(self, index: Any) -> torch.Tensor: ...
+
+
 def fingerprint(folder: Path, essentials: Mapping[str, Any]) -> str:
     """`sha256:<hex>` of the safetensors checkpoint in `folder`.
 
@@ -40,18 +48,23 @@ def fingerprint(folder: Path, essentials: Mapping[str, Any]) -> str:
     Raises:
         ModelError: no safetensors file, or a damaged one.
     """
-    digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in _weight_files(folder)]
             tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118
-            for name in sorted(tensors):
-                stored = tensors[name]
-                digest.update(f"\n{name} {stored.get_dtype()} {list(stored.get_shape())}\n".encode())
-                for part in _sample(stored):
-                    digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            return fingerprint_of(tensors, essentials)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{folder}: the weights cannot be read: {error}") from error
+
+
+def fingerprint_of(tensors: Mapping[str, StoredTensor], essentials: Mapping[str, Any]) -> str:
+    """`sha256:<hex>` of stored tensors, wherever they lie; `fingerprint` is this over a folder."""
+    digest = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
+    for name in sorted(tensors):
+        stored = tensors[name]
+        digest.update(f"\n{name} {stored.get_dtype()} {list(stored.get_shape())}\n".encode())
+        for part in _sample(stored):
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -66,7 +79,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _sample(stored: Any) -> Iterator[torch.Tensor]:
+def _sample(stored: StoredTensor) -> Iterator[torch.Tensor]:
     """The parts of a lazily read tensor that take part in the digest."""
     shape = stored.get_shape()
     if not shape:

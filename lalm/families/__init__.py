@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,9 @@ from transformers.utils import logging as hf_logging
 
 from lalm import tiny
 from lalm.errors import ModelError
+from lalm.families.model_file import ModelFile
 from lalm.families.qwen2_audio import identify_qwen2_audio, load_qwen2_audio
+from lalm.families.salmonn import identify_salmonn, load_salmonn
 from lalm.family import ModelFamily
 from lalm.head_mask import ModelIdentity
 
@@ -36,6 +40,11 @@ _LOADERS: Mapping[str, Callable[[Path, str, torch.device, torch.dtype], ModelFam
 _IDENTIFIERS: Mapping[str, Callable[[Path, str], ModelIdentity]] = {
     "qwen2_audio": identify_qwen2_audio,
 }
+# The same for families whose parts a model file names.
+_FILE_LOADERS: Mapping[str, Callable[[ModelFile, str, torch.device, torch.dtype], ModelFamily]] = {
+    "salmonn": load_salmonn,
+}
+_FILE_IDENTIFIERS: Mapping[str, Callable[[ModelFile, str], ModelIdentity]] = {"salmonn": identify_salmonn}
 # what transformers raises on files that are missing, damaged, or do not fit together
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 _NOT_ON_HUB = (HFValidationError, RevisionResolutionError, httpx.HTTPError, OSError)
@@ -53,26 +62,21 @@ def load_family(
 ) -> ModelFamily:
     """Load a model, frozen and gated.
 
-    path_or_id: a checkpoint folder, or a hub id such as `Qwen/Qwen2-Audio-7B`.
+    path_or_id: a checkpoint folder, a model file (TOML or JSON), or a hub id such as `Qwen/Qwen2-Audio-7B`.
     revision: branch, tag or commit of a hub id.
     dtype: what to compute in, whatever the checkpoint is stored in.
-    name: what people call it; the folder's or the hub id's own name if not given.
+    name: what people call it; the name of the folder, the model file or the hub id if not given.
 
     Raises:
         ModelError: not found, damaged, of a family that is not supported, or the device is not there.
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-    folder = checkpoint_folder(str(path_or_id), revision)
-    model_type = _model_type(folder)
-    if model_type not in _LOADERS:
-        raise ModelError(
-            f"{path_or_id}: model type {model_type!r} is not supported; supported: {', '.join(_LOADERS)}"
-        )
-    where, load = _device(device), _LOADERS[model_type]
+    found = _find(str(path_or_id), revision, name)
+    where = _device(device)
     try:
         with _no_progress_bars():
-            return load(folder, name or model_name(str(path_or_id)), where, _DTYPES[dtype])
+            return found.load(where, _DTYPES[dtype])
     except _DAMAGED as error:
         raise ModelError(f"{path_or_id}: cannot be loaded: {_one_line(error)}") from error
 
@@ -85,15 +89,48 @@ def identify(
     Raises:
         ModelError: as `load_family`, but for damage that only shows in loading.
     """
-    folder = checkpoint_folder(str(path_or_id), revision)
-    name = name or model_name(str(path_or_id))
-    identify_family = _IDENTIFIERS.get(_model_type(folder))
-    if identify_family is None:
-        return load_family(folder, name=name).identity
+    found = _find(str(path_or_id), revision, name)
+    if found.identify is None:
+        return load_family(path_or_id, revision=revision, name=name).identity
     try:
-        return identify_family(folder, name)
+        return found.identify()
     except _DAMAGED as error:
         raise ModelError(f"{path_or_id}: cannot be identified: {_one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model of a known family that is not loaded yet."""
+
+    load: Callable[[torch.device, torch.dtype], ModelFamily]
+    identify: Callable[[], ModelIdentity] | None
+
+
+def _find(path_or_id: str, revision: str | None, name: str | None) -> _Found:
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        if revision is not None:
+            raise ModelError(f"{path_or_id}: a model file has no revision {revision!r}")
+        file = ModelFile.load(path)
+        if file.family not in _FILE_LOADERS:
+            known = ", ".join(_FILE_LOADERS)
+            raise ModelError(f"{path}: family {file.family!r} is not supported; supported: {known}")
+        name = name or file.name
+        return _Found(
+            partial(_FILE_LOADERS[file.family], file, name),
+            partial(_FILE_IDENTIFIERS[file.family], file, name),
+        )
+    folder = checkpoint_folder(path_or_id, revision)
+    name = name or model_name(path_or_id)
+    model_type = _model_type(folder)
+    if model_type not in _LOADERS:
+        known = ", ".join(_LOADERS)
+        raise ModelError(f"{path_or_id}: model type {model_type!r} is not supported; supported: {known}")
+    identify_family = _IDENTIFIERS.get(model_type)
+    return _Found(
+        partial(_LOADERS[model_type], folder, name),
+        None if identify_family is None else partial(identify_family, folder, name),
+    )
 
 
 def checkpoint_folder(path_or_id: str, revision: str | None = None) -> Path:

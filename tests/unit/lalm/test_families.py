@@ -85,7 +85,7 @@ def test_the_config_as_older_releases_wrote_it_is_the_same_model(
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, toy_checkpoint: Path) -> None:
     assert_refused("neither a folder nor a hub id", tmp_path / "absent")
-    assert_refused("neither a folder nor a hub id", toy_checkpoint / "config.json")
+    assert_refused("not a model file", toy_checkpoint / "config.json")
     assert_refused(r"config\.json: cannot be read", tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert_refused("not the configuration of a model", tmp_path)

@@ -1,0 +1,86 @@
+"""From the published files to a loaded SALMONN."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import WhisperFeatureExtractor
+
+from lalm import head_gate
+from lalm.audio import SAMPLE_RATE_HZ
+from lalm.errors import ModelError
+from lalm.families.model_file import ModelFile
+from lalm.families.salmonn.decoder import load_vicuna, merge_lora
+from lalm.families.salmonn.encoders import beats_encoder, bridge_module, whisper_encoder
+from lalm.families.salmonn.family import SalmonnFamily
+from lalm.families.salmonn.hearing import Hearing
+from lalm.families.salmonn.parts import Part, Parts, open_parts
+from lalm.families.salmonn.tokenizer import Tokenizer
+from lalm.family import ModelFamily
+from lalm.head_mask import ModelIdentity
+
+log = logging.getLogger(__name__)
+
+
+def identify(model_file: ModelFile, name: str) -> ModelIdentity:
+    """Which model `model_file` names; loads no weights.
+
+    Raises:
+        ModelError: a key of the file is wrong, or a part is not there or cannot be read.
+    """
+    return open_parts(model_file).identity(name)
+
+
+def load(model_file: ModelFile, name: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+    """Load what `model_file` names, frozen and gated; a log line a part says how many bytes it is.
+
+    Raises:
+        ModelError: something is missing, unknown, or does not fit together; what transformers raises on
+            damaged files comes through.
+    """
+    parts = open_parts(model_file)
+    tokenizer, extractor = Tokenizer(parts.vicuna.path), _extractor(parts)
+    with _progress("Q-Former and LoRA", parts.bridge):
+        bridge = bridge_module(parts, device, dtype)
+    with _progress("BEATs", parts.beats):
+        beats = beats_encoder(parts, device, dtype)
+    with _progress("Whisper", parts.whisper):
+        whisper = whisper_encoder(parts, device, dtype)
+    with _progress("Vicuna", parts.vicuna):
+        llama = merge_lora(load_vicuna(parts, device, dtype), parts)
+    llama.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+    head_gate.install(llama.model)
+    hearing = Hearing(whisper, beats, bridge, dtype).eval().requires_grad_(False)
+    return SalmonnFamily(llama, hearing, tokenizer, extractor, parts.identity(name))
+
+
+@contextmanager
+def _progress(name: str, part: Part) -> Iterator[None]:
+    """Log what is loaded and how long that took."""
+    start_s = time.perf_counter()
+    log.info("loading %s: %s bytes in %d file(s)", name, f"{part.num_bytes:,}", len(part.files))
+    yield
+    log.info("loaded %s in %.1f s", name, time.perf_counter() - start_s)
+
+
+def _extractor(parts: Parts) -> WhisperFeatureExtractor:
+    """Whisper's features, which must be those of its encoder.
+
+    Raises:
+        ModelError: rate, bins or window are others.
+    """
+    folder, config = parts.whisper.path, parts.whisper_config
+    extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    wanted = {
+        "sampling_rate": SAMPLE_RATE_HZ,
+        "feature_size": config.num_mel_bins,
+        "nb_max_frames": 2 * config.max_source_positions,
+    }
+    for key, value in wanted.items():
+        if (found := getattr(extractor, key, None)) != value:
+            raise ModelError(f"{folder}: the feature extractor's {key} is {found}, the encoder needs {value}")
+    return extractor
