@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,13 +29,18 @@ class Selected:
 
 @dataclass
 class TrainState:
-    """Everything that changes during a training; `step` is the number of steps done."""
+    """Everything that changes during a training.
+
+    step: the number of steps done.
+    num_stale: validations in a row that found nothing better.
+    """
 
     mask_logits: MaskLogits
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
     selected: Selected | None = None
+    num_stale: int = 0
 
     def save(self, folder: Path, recipe: dict[str, Any]) -> None:
         """Write the state, whole or not at all. `recipe` is what has to be the same to go on."""
@@ -49,8 +53,9 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "selected": vars(self.selected) if self.selected else None,
+            "num_stale": self.num_stale,
         }
-        temporary = folder / f".{CHECKPOINT}.{os.getpid()}"
+        temporary = folder / f".{CHECKPOINT}.partial"
         torch.save(content, temporary)
         temporary.replace(folder / CHECKPOINT)
 
@@ -68,8 +73,8 @@ class TrainState:
             theirs = json.loads(content["recipe"])
         except Exception as error:  # torch.load raises whatever a damaged file makes it raise
             raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
-        if theirs != recipe:
-            keys = sorted(key for key in {*theirs, *recipe} if theirs.get(key) != recipe.get(key))
+        keys = sorted(key for key in {*theirs, *recipe} if theirs.get(key) != recipe.get(key))
+        if keys:
             raise CheckpointError(f"{path}: made with another recipe ({', '.join(keys)} differ)")
         with torch.no_grad():
             self.mask_logits.logits.copy_(content["logits"])
@@ -78,6 +83,12 @@ class TrainState:
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.selected = Selected(**content["selected"]) if content["selected"] else None
+        self.num_stale = content["num_stale"]
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training in `folder` can be resumed."""
+    return (folder / CHECKPOINT).is_file()
 
 
 class TrainLog:

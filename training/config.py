@@ -97,16 +97,26 @@ class RunConfig(_Section):
 
     folder: Path | None = None  # checkpoints and logs; default runs/<task>
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # a training each; the best head mask is written
     valid_every: _Positive = 50
     checkpoint_every: _Positive = 100
     keep_best: bool = True  # False: the mask of the last step instead of the best on validation
     select_by: Literal["loss", "score"] = "loss"  # score: greedy answers on the validation data
+    patience: _Positive | None = None  # stop after so many validations without a better one
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     amp: Amp = "off"  # autocast of the decoder; weights stay in dtype
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     num_threads: _Positive | None = None
     tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is given twice")
+        if self.patience is not None and not self.keep_best:
+            raise ValueError("patience: keeps the best head mask, and keep_best is off")
+        return self
 
 
 class TrainConfig(_Section):
@@ -153,6 +163,19 @@ class TrainConfig(_Section):
     @property
     def run_folder(self) -> Path:
         return self.run.folder or Path("runs") / self.task.name
+
+    @property
+    def by_seed(self) -> tuple[Self, ...]:
+        """The trainings of this recipe: itself, or one a seed, each in a folder of its own."""
+        if not self.run.seeds:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"run": self.run.model_copy(update=changes)})
+            for changes in (
+                {"seed": seed, "seeds": (), "folder": self.run_folder / f"seed-{seed}"}
+                for seed in self.run.seeds
+            )
+        )
 
 
 def parse_config(values: dict[str, Any], name: str) -> TrainConfig:

@@ -16,18 +16,28 @@ from training.scores import goodness, score
 def validate(
     config: TrainConfig, family: ModelFamily, data: AnswerData, state: TrainState, processes: Processes
 ) -> dict[str, float]:
-    """Measure the binarised head mask and keep it if it is the best so far; returns what is logged."""
+    """Measure the binarised head mask and keep it if it is the best so far; returns what is logged.
+
+    Patience counts from the end of the annealing: before it, head masks still change for noise alone.
+    """
     head_mask = state.mask_logits.binarised()
     values = {"valid_loss": loss_of(config, family, data, head_mask, processes)}
     value = values["valid_loss"]
     if config.run.select_by == "score":
         values["valid_score"] = score_of(config, family, data, head_mask, processes)
         value = -values["valid_score"]
-    better = state.selected is None or value < state.selected.value or not config.run.keep_best
-    if head_mask.num_active and better:
+    better = bool(head_mask.num_active) and (state.selected is None or value < state.selected.value)
+    if better or (head_mask.num_active and not config.run.keep_best):
         logits = state.mask_logits.logits.detach().cpu().clone()
         state.selected = Selected(state.step, value, logits)
+    annealed = state.step >= config.optim.steps * config.optim.tau_fraction
+    state.num_stale = 0 if better or not annealed else state.num_stale + 1
     return values
+
+
+def is_stale(config: TrainConfig, state: TrainState) -> bool:
+    """Whether the training has found nothing better for as long as the recipe has patience."""
+    return config.run.patience is not None and state.num_stale >= config.run.patience
 
 
 def loss_of(

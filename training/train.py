@@ -2,6 +2,8 @@
 
     load the model and the data -> [sample gates, answer loss, step] x steps, validated -> mask file
 
+A training a seed; the best of them becomes the mask file. `training/step.py` is what one step does.
+
 Source: AHAMask (arXiv 2509.01787), "Method" and the published training configuration.
 """
 
@@ -19,18 +21,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lalm.families import load_family
 from lalm.family import ModelFamily
-from lalm.head_mask import MaskFile
 from training.batches import AnswerData
-from training.checkpoint import TrainLog, TrainState
+from training.checkpoint import Selected, TrainLog, TrainState, has_checkpoint
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.interrupt import interrupt_after_step
-from training.manifest import Example, Manifest, load_manifest
-from training.mask_logits import MaskLogits, binarise
+from training.manifest import Example, load_manifest
+from training.mask_logits import MaskLogits
 from training.memory import grad_scaler
 from training.plan import BatchPlan
 from training.processes import ALONE, Processes, launched
-from training.selection import validate
+from training.record import TrainData, recipe_of, validation_of, write_mask
+from training.selection import is_stale, validate
 from training.step import Stepper, step_batch_size
 
 
@@ -43,6 +45,7 @@ def train(
 ) -> Path:
     """Train the head mask of a recipe and write it; returns the path of the mask file.
 
+    With several seeds the best head mask on validation is written, and that of each seed into its folder.
     `family` is the model, where it is loaded already. With `resume` the training goes on from its checkpoint
     as if it had never stopped. An interrupt (SIGINT) leaves a checkpoint.
 
@@ -57,14 +60,12 @@ def train(
     family = family or load_configured_family(config, processes)
     with _progress(console, processes) as progress:
         data = _load_data(config, family, progress)
-        recipe = _recipe(config, family, data, processes)
-        state = _fresh_state(config, family)
-        if resume:
-            state.restore(config.run_folder, recipe)
-        _run(config, family, data, state, recipe, progress, processes)
-    if processes.is_main:
-        _write(config, family, data, state)
-    processes.wait()
+        found: list[tuple[TrainConfig, Selected | None]] = []
+        for seeded in config.by_seed:
+            job = _Job(seeded, family, data, processes, progress)
+            resumed = resume and (not found or has_checkpoint(seeded.run_folder))
+            found.append((seeded, _train_seed(job, resume=resumed)))
+    _write(config, job, found)
     return config.out
 
 
@@ -75,15 +76,15 @@ def load_configured_family(config: TrainConfig, processes: Processes = ALONE) ->
     return load_family(config.checkpoint, revision=config.revision, device=device, dtype=run.dtype)
 
 
-@dataclass(frozen=True)
-class _Data:
-    train_manifest: Manifest
-    valid_manifest: Manifest
-    train: AnswerData
-    valid: AnswerData
+def subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """At most `limit` examples, always the same ones, spread over the whole manifest."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
+    return [examples[index] for index in sorted(chosen)]
 
 
-def _load_data(config: TrainConfig, family: ModelFamily, progress: Progress) -> _Data:
+def _load_data(config: TrainConfig, family: ModelFamily, progress: Progress) -> TrainData:
     data = config.data
     manifests = [load_manifest(path, config.task, data.task) for path in (data.train, data.valid)]
     limits = (data.max_train_examples, data.max_valid_examples)
@@ -96,15 +97,28 @@ def _load_data(config: TrainConfig, family: ModelFamily, progress: Progress) -> 
             bar = progress.add_task(f"audio embeddings: {name}", total=len(part.audio), state="")
             for done in part.audio.warm():
                 progress.advance(bar, done)
-    return _Data(manifests[0], manifests[1], train_data, valid_data)
+    return TrainData(manifests[0], manifests[1], train_data, valid_data)
 
 
-def subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
-    """At most `limit` examples, always the same ones, spread over the whole manifest."""
-    if limit is None or len(examples) <= limit:
-        return examples
-    chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
-    return [examples[index] for index in sorted(chosen)]
+@dataclass(frozen=True)
+class _Job:
+    """The training of one seed, and what it shares with the others."""
+
+    config: TrainConfig
+    family: ModelFamily
+    data: TrainData
+    processes: Processes
+    progress: Progress
+
+
+def _train_seed(job: _Job, *, resume: bool) -> Selected | None:
+    """Train with the seed of `job`; returns what is to be kept, nothing if every head mask was empty."""
+    recipe = recipe_of(job.config, job.family, job.data, job.processes)
+    state = _fresh_state(job.config, job.family)
+    if resume:
+        state.restore(job.config.run_folder, recipe)
+    _run(job, state, recipe)
+    return state.selected
 
 
 def _fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
@@ -122,77 +136,48 @@ def _fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
     return TrainState(mask_logits, optimizer, grad_scaler(config.run.amp, family.device))
 
 
-def _run(
-    config: TrainConfig,
-    family: ModelFamily,
-    data: _Data,
-    state: TrainState,
-    recipe: dict[str, Any],
-    progress: Progress,
-    processes: Processes,
-) -> None:
-    """From `state.step` to the last step."""
+def _run(job: _Job, state: TrainState, recipe: dict[str, Any]) -> None:
+    """From `state.step` to the last step, or until nothing better is found any more."""
+    config, processes = job.config, job.processes
     steps, run, is_main = config.optim.steps, config.run, processes.is_main
-    plan = BatchPlan(data.train.lengths(), step_batch_size(config.optim, processes), run.seed)
-    stepper = Stepper(config, family, data.train, plan, processes)
-    bar = progress.add_task(f"head mask: {config.task.name}", total=steps, completed=state.step, state="")
+    plan = BatchPlan(job.data.train.lengths(), step_batch_size(config.optim, processes), run.seed)
+    stepper = Stepper(config, job.family, job.data.train, plan, processes)
+    name = f"head mask: {config.task.name}, seed {run.seed}"
+    bar = job.progress.add_task(name, total=steps, completed=state.step, state="")
     with (
         TrainLog(config.run_folder if is_main else None, state.step, tensorboard=run.tensorboard) as log,
         interrupt_after_step() as stop,
     ):
-        while state.step < steps:
+        while state.step < steps and not is_stale(config, state):
             values = stepper.step(state)
             state.step += 1
             if state.step % run.valid_every == 0 or state.step == steps:
-                values |= validate(config, family, data.valid, state, processes)
+                values |= validate(config, job.family, job.data.valid, state, processes)
             log.write(state.step, values)
             shown = f"loss {values['loss']:.3f}  tau {values['tau']:.2f}  active {values['num_active']:.0f}"
-            progress.update(bar, completed=state.step, state=shown)
+            job.progress.update(bar, completed=state.step, state=shown)
             interrupted = processes.sums(stop())[0] > 0  # all of them stop after the same step
-            if is_main and (state.step % run.checkpoint_every == 0 or state.step == steps or interrupted):
+            due = state.step % run.checkpoint_every == 0 or state.step == steps or is_stale(config, state)
+            if is_main and (due or interrupted):
                 state.save(config.run_folder, recipe)
             if interrupted:
                 raise KeyboardInterrupt
 
 
-def _recipe(config: TrainConfig, family: ModelFamily, data: _Data, processes: Processes) -> dict[str, Any]:
-    """What determines the result, as JSON values; how a step is cut into processes and passes does not."""
-    kept = config.model_dump(mode="json", include={"task", "optim", "preset"})
-    kept["optim"]["batch_size"] = step_batch_size(config.optim, processes)
-    del kept["optim"]["gradient_accumulation_steps"]
-    run = config.run.model_dump(
-        mode="json", include={"seed", "valid_every", "select_by", "keep_best", "dtype", "amp"}
-    )
-    limits = config.data.model_dump(include={"max_train_examples", "max_valid_examples", "cache_audio"})
-    sha256 = {"train": data.train_manifest.sha256, "valid": data.valid_manifest.sha256}
-    return {**kept, **run, **limits, "fingerprint": family.identity.fingerprint, "manifest_sha256": sha256}
-
-
-def _write(config: TrainConfig, family: ModelFamily, data: _Data, state: TrainState) -> None:
-    if state.selected is None:
+def _write(config: TrainConfig, job: _Job, found: Sequence[tuple[TrainConfig, Selected | None]]) -> None:
+    """Write the best head mask, and where there are several seeds each one's."""
+    kept = [(seeded, selected) for seeded, selected in found if selected is not None]
+    if not kept:
         raise TrainingError(f"task {config.task.name!r}: every head mask found was empty; nothing is written")
-    optim, selected = config.optim, state.selected
-    head_mask = binarise(selected.logits)
-    validation = selected.value if config.run.select_by == "loss" else -selected.value
-    mask_file = MaskFile(
-        task=config.task,
-        model=family.identity,
-        heads=tuple(head_mask.to_strings()),
-        training={
-            "recipe": config.name,
-            "preset": config.preset,
-            "seed": config.run.seed,
-            "optim": optim.model_dump(mode="json"),
-            "selected_step": selected.step,
-            f"validation_{config.run.select_by}": validation,
-            "train_manifest_sha256": data.train_manifest.sha256,
-            "valid_manifest_sha256": data.valid_manifest.sha256,
-            "num_train_examples": len(data.train.examples),
-            "num_valid_examples": len(data.valid.examples),
-        },
-        evaluation={},
-    )
-    mask_file.save(config.out)
+    seeds = {str(seeded.run.seed): validation_of(seeded, selected) for seeded, selected in kept}
+    if job.processes.is_main:
+        if len(found) > 1:
+            for seeded, selected in kept:
+                write_mask(seeded.run_folder / config.out.name, seeded, job.family, job.data, selected, {})
+        seeded, selected = min(kept, key=lambda pair: pair[1].value)
+        further = {"seeds": seeds} if len(found) > 1 else {}
+        write_mask(config.out, seeded, job.family, job.data, selected, further)
+    job.processes.wait()
 
 
 def _progress(console: Console | None, processes: Processes) -> Progress:

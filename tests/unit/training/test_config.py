@@ -81,6 +81,8 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
         ('labels = ["male", "female"]', "labels = []", "task.output.labels: the label set is empty"),
         ('instruction = "Who speaks?"', 'instruction = "a"\ninstructions = ["b"]', "either"),
         ("steps = 10", "steps = 10\nsparsity_lambda = 0.0\ntarget_num_heads = 5", "has no effect"),
+        ("steps = 10", "steps = 10\n[run]\nseeds = [1, 1]", "run: seeds: one is given twice"),
+        ("steps = 10", "steps = 10\n[run]\npatience = 2\nkeep_best = false", "run: patience"),
         ("[data]", "[data", "not TOML"),
     ],
 )

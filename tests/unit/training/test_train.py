@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, MaskFile
 from training.batches import AnswerData
-from training.checkpoint import CHECKPOINT, LOG
+from training.checkpoint import CHECKPOINT, LOG, has_checkpoint
 from training.config import TrainConfig
 from training.errors import CheckpointError, TrainingError
 from training.manifest import load_manifest
@@ -21,6 +24,7 @@ from training.objective import answer_loss, mean_loss
 from training.train import subset, train
 
 MakeRecipe = Callable[..., TrainConfig]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def log_of(config: TrainConfig) -> list[dict[str, Any]]:
@@ -105,6 +109,59 @@ def test_an_interrupted_training_resumes_to_the_bit(
     assert log_of(parts) == log_of(whole)
 
 
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from lalm.families import load_family
+from training.config import TrainConfig
+from training.train import train
+
+config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text())
+saved = []
+
+def save(content, path):
+    saved.append(path)
+    if len(saved) == 2:
+        Path(path).write_bytes(b"half of a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    real_save(content, path)
+
+real_save, torch.save = torch.save, save
+torch.set_num_threads(1)
+train(config, family=load_family(sys.argv[2]))
+"""
+
+
+def test_a_training_killed_while_it_saves_resumes_to_the_bit(
+    toy_family: ModelFamily, toy_checkpoint: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    whole = make_recipe(run={"folder": tmp_path / "whole"})
+    train(whole, family=toy_family)
+    expected = whole.out.read_bytes()
+    whole.out.unlink()
+
+    parts = make_recipe()
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(parts.model_dump_json())
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, str(recipe), str(toy_checkpoint)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert state_of(parts)["step"] == 6
+    assert len(log_of(parts)) == 12
+    train(parts, family=toy_family, resume=True)
+
+    assert parts.out.read_bytes() == expected
+    assert log_of(parts) == log_of(whole)
+    assert torch.equal(state_of(parts)["logits"], state_of(whole)["logits"])
+    assert [path.name for path in parts.run_folder.iterdir() if "checkpoint" in path.name] == [CHECKPOINT]
+
+
 def test_the_handler_of_sigint_is_put_back(toy_family: ModelFamily, make_recipe: MakeRecipe) -> None:
     before = signal.getsignal(signal.SIGINT)
     train(make_recipe(steps=1), family=toy_family)
@@ -159,6 +216,50 @@ def test_the_seed_determines_the_mask(toy_family: ModelFamily, make_recipe: Make
 
     assert torch.equal(logits(1), logits(1))
     assert not torch.equal(logits(1), logits(2))
+
+
+def test_of_several_seeds_the_best_is_written_and_each_kept(
+    toy_family: ModelFamily, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    alone = make_recipe(steps=3, run={"seed": 5, "folder": tmp_path / "alone"})
+    train(alone, family=toy_family)
+    config = make_recipe(steps=3, run={"seeds": [4, 5, 6]})
+    best = MaskFile.load(train(config, family=toy_family))
+    masks = {seed: MaskFile.load(config.run_folder / f"seed-{seed}" / "gr.json") for seed in (4, 5, 6)}
+    values = {seed: mask_file.training["validation_loss"] for seed, mask_file in masks.items()}
+    assert best.training["seeds"] == {str(seed): value for seed, value in values.items()}
+    assert best.training["seed"] == min(values, key=lambda seed: values[seed])
+    assert best.heads == masks[best.training["seed"]].heads
+    assert torch.equal(state_of(config.by_seed[1])["logits"], state_of(alone)["logits"])
+
+
+def test_several_seeds_resume_where_they_were_interrupted(
+    toy_family: ModelFamily, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    whole = make_recipe(steps=6, run={"seeds": [0, 1, 2], "folder": tmp_path / "whole"})
+    expected = train(whole, family=toy_family).read_bytes()
+    config = make_recipe(steps=6, run={"seeds": [0, 1, 2]})
+    handle = interrupt_in_step(toy_family, 9, [])  # the third step of the second seed
+    with pytest.raises(KeyboardInterrupt):
+        train(config, family=toy_family)
+    handle.remove()
+    assert [has_checkpoint(seeded.run_folder) for seeded in config.by_seed] == [True, True, False]
+    assert train(config, family=toy_family, resume=True).read_bytes() == expected
+    assert log_of(config.by_seed[1]) == log_of(whole.by_seed[1])
+
+
+def test_patience_ends_a_training_that_finds_nothing_better(
+    toy_family: ModelFamily, make_recipe: MakeRecipe
+) -> None:
+    # Nothing is learnt, so that no validation is better than the first; the annealing ends after step 5.
+    still: dict[str, Any] = {"lr": 1e-9, "lr_start": 1e-9, "tau_fraction": 0.25}
+    config = make_recipe(steps=20, run={"valid_every": 2, "patience": 3}, **still)
+    path = train(config, family=toy_family)
+    assert log_of(config)[-1]["step"] == 10  # 6, 8 and 10 count
+    assert MaskFile.load(path).training["selected_step"] == 2
+    before = path.read_bytes()
+    assert train(config, family=toy_family, resume=True).read_bytes() == before
+    assert log_of(config)[-1]["step"] == 10
 
 
 def test_the_best_mask_on_validation_is_kept(toy_family: ModelFamily, make_recipe: MakeRecipe) -> None:
