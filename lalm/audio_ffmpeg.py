@@ -25,7 +25,7 @@ _LOSSY_CODECS = (
     "aac,aac_latm,ac3,adpcm_ima_wav,adpcm_ms,amrnb,amrwb,eac3,gsm,gsm_ms,libopus,mp2,mp2float,mp3,"
     "mp3float,opus,speex,vorbis,wmav1,wmav2"
 )
-_CONTAINERS_BUT_MP4 = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,matroska,mp3,mpegts,ogg,w64,wav"
+_CONTAINERS_BUT_MP4 = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,matroska,mp3,mpegts,ogg,wav"
 _AV_OPTIONS = {
     "codec_whitelist": f"{_LOSSLESS_CODECS},{_LOSSY_CODECS}",
     "protocol_whitelist": "none",
@@ -48,6 +48,8 @@ def ffmpeg_blocks(content: bytes) -> Generator[AudioBlock]:
     Raises:
         UndecodableAudioError: no accepted container or codec, no audio stream, or damaged.
     """
+    if not _lists_fit(content):
+        raise UndecodableAudioError("a list of the file is said to be longer than the file")
     mp4 = is_mp4(content)
     if mp4 and not tables_fit(content):
         raise UndecodableAudioError("the tables of the file announce more samples than it has bytes")
@@ -70,6 +72,21 @@ def ffmpeg_blocks(content: bytes) -> Generator[AudioBlock]:
     except av.error.FFmpegError as error:
         file.check()
         raise UndecodableAudioError(f"not audio, or damaged ({error.strerror})") from error
+
+
+def _lists_fit(content: bytes) -> bool:
+    """Whether every list of texts of a WAV file ends within the file.
+
+    FFmpeg allocates and clears what a text in such a list is said to take, up to 2 GiB, if only the list is
+    said to be as long. Wherever the bytes of a list stand counts, for FFmpeg looks for chunks in its own way.
+    """
+    place = content.find(b"LIST")
+    while place >= 0:
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        if content[place + 8 : place + 12] == b"INFO" and place + 8 + size > len(content):
+            return False
+        place = content.find(b"LIST", place + 4)
+    return True
 
 
 class _Memory:
