@@ -100,7 +100,7 @@ class Leash(NullObserver):
 
 
 @contextmanager
-def running_engine(family: Any, observer: EngineObserver | None = None, **limits: int) -> Iterator[Engine]:
+def running_engine(family: Any, observer: EngineObserver | None = None, **limits: Any) -> Iterator[Engine]:
     """A started engine, stopped at the end whatever happens."""
     engine = Engine(family, EngineConfig(**limits), observer or NullObserver())
     engine.start()

@@ -11,8 +11,12 @@ From the outside in:
     scheduler.py      who waits, who runs, in which slot
     isolation.py      one bad row costs no other
     model_runner.py   encode, prefill, decode
+    chunk.py          what a forward pass takes of a row
+    packed.py         the forward pass on a CPU: no padding, no silenced heads
+    padded.py         the forward pass of every other decoder and device: padded, under a gate
     kv_cache.py       keys and values of the running rows, by slot
     observer.py       what the metrics are told
 
-Only model_runner.py and kv_cache.py compute with tensors.
+Only model_runner.py and what is below it compute with tensors (packed.py stands on packed_attention.py,
+head_slices.py and packed_check.py).
 """

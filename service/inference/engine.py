@@ -55,12 +55,14 @@ class EngineConfig:
     max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
         can do if that is less.
     max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
+    packed: False to run the decoder padded even where the packed pass fits.
     """
 
     max_slots: int = 16
     max_waiting: int = 64
     max_sequence_tokens: int = 2048
     max_prefill_tokens: int = 4096
+    packed: bool = True
 
 
 class Phase(Enum):
@@ -79,7 +81,7 @@ class Engine:
     def __init__(self, family: ModelFamily, config: EngineConfig, observer: EngineObserver) -> None:
         self.family = family
         self._observer = observer
-        self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens)
+        self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens, packed=config.packed)
         self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
         self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
         self._sequence_ids = itertools.count()

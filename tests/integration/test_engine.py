@@ -44,7 +44,7 @@ def answers_alone(family: ModelFamily, requests: list[EngineRequest]) -> list[li
 
 
 def answers_staggered(
-    family: ModelFamily, requests: list[EngineRequest], max_slots: int = 16
+    family: ModelFamily, requests: list[EngineRequest], max_slots: int = 16, *, packed: bool = True
 ) -> tuple[list[list[list[int]]], Leash]:
     """The same, each request two decode steps after the one before."""
     leash = Leash()
@@ -57,7 +57,7 @@ def answers_staggered(
         leash.let_go()
         return [[row.token_ids for row in (await answer).rows] for answer in answers]
 
-    with running_engine(family, leash, max_slots=max_slots) as engine:
+    with running_engine(family, leash, max_slots=max_slots, packed=packed) as engine:
         return asyncio.run(ask_all()), leash
 
 
@@ -96,14 +96,14 @@ def sliding_family(tmp_path_factory: pytest.TempPathFactory) -> ModelFamily:
     return family
 
 
-@pytest.mark.parametrize("max_slots", [16, 3])
+@pytest.mark.parametrize(("max_slots", "packed"), [(16, True), (3, True), (16, False), (3, False)])
 def test_a_mixed_batch_gives_the_tokens_of_each_alone_and_of_generate(
-    toy_family: ModelFamily, max_slots: int
+    toy_family: ModelFamily, max_slots: int, packed: bool
 ) -> None:
     requests = mixed_requests(toy_family)
     expected = [[reference(toy_family, request, row) for row in request.rows] for request in requests]
 
-    together, leash = answers_staggered(toy_family, requests, max_slots)
+    together, leash = answers_staggered(toy_family, requests, max_slots, packed=packed)
 
     assert together == expected
     assert answers_alone(toy_family, requests) == expected
@@ -230,4 +230,5 @@ def test_grouped_and_plain_attention_heads(tmp_path: Path) -> None:
             make_request(family, 1.0 + seed, make_row(mask), seed=seed) for seed, mask in enumerate(masks)
         ]
         expected = [[reference(family, request, request.rows[0])] for request in requests]
-        assert answers_staggered(family, requests)[0] == expected
+        for packed in (True, False):
+            assert answers_staggered(family, requests, packed=packed)[0] == expected

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_mask import HeadMask
+from service.inference.chunk import Chunk
 from service.inference.engine import Engine, EngineConfig, EngineRequest, EngineResult
 from service.inference.exceptions import (
     EngineStoppedError,
@@ -21,6 +23,8 @@ from service.inference.exceptions import (
     SequenceFailedError,
 )
 from service.inference.observer import NullObserver
+from service.inference.packed import PackedPass
+from service.inference.padded import PaddedPass
 from tests.engine_support import (
     FamilyWith,
     Leash,
@@ -34,22 +38,22 @@ from tests.engine_support import (
 
 
 @contextmanager
-def decode_fails_under(family: ModelFamily, head_mask: HeadMask) -> Iterator[None]:
-    """Every decode step with a row under this mask raises; prefills do not."""
-    marked = torch.tensor(head_mask.heads.tolist(), dtype=torch.float32)
+def decode_fails_under(head_mask: HeadMask) -> Iterator[None]:
+    """Every decode step with a row under this mask raises, packed or padded; prefills do not."""
 
-    def refuse(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        if "head_gate" not in kwargs or "input_ids" not in kwargs:
-            return
-        gate = kwargs["head_gate"]
-        if any(torch.equal(gate[:, row], marked) for row in range(gate.shape[1])):
-            raise RuntimeError("secret internals")
+    def refusing(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def refuse(self: Any, input_ids: Sequence[int], chunks: Sequence[Chunk]) -> torch.Tensor:
+            if any(chunk.head_mask == head_mask for chunk in chunks):
+                raise RuntimeError("secret internals")
+            return decode(self, input_ids, chunks)
 
-    handle = family.decoder.register_forward_pre_hook(refuse, with_kwargs=True)
-    try:
+        return refuse
+
+    with (
+        patch.object(PackedPass, "decode", refusing(PackedPass.decode)),
+        patch.object(PaddedPass, "decode", refusing(PaddedPass.decode)),
+    ):
         yield
-    finally:
-        handle.remove()
 
 
 def good_requests(family: ModelFamily, count: int = 3) -> list[EngineRequest]:
@@ -98,18 +102,20 @@ def test_audio_that_breaks_the_encoder_fails_alone(toy_family: ModelFamily) -> N
     assert "secret" not in str(failure)
 
 
-def test_a_prompt_that_breaks_the_prefill_fails_alone(toy_family: ModelFamily) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_prompt_that_breaks_the_prefill_fails_alone(toy_family: ModelFamily, packed: bool) -> None:
     wrong_shape = HeadMask.ones(1, 1)
-    with running_engine(toy_family) as engine:
+    with running_engine(toy_family, packed=packed) as engine:
         failure = check_only_the_second_fails(
             engine, toy_family, make_request(toy_family, 1.0, make_row(wrong_shape))
         )
     assert isinstance(failure.__cause__, ValueError)
 
 
-def test_a_row_that_breaks_the_decode_step_fails_alone(toy_family: ModelFamily) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_that_breaks_the_decode_step_fails_alone(toy_family: ModelFamily, packed: bool) -> None:
     marked = random_mask(toy_family, 99, num_active=5)
-    with decode_fails_under(toy_family, marked), running_engine(toy_family) as engine:
+    with decode_fails_under(marked), running_engine(toy_family, packed=packed) as engine:
         failure = check_only_the_second_fails(
             engine, toy_family, make_request(toy_family, 1.0, make_row(marked))
         )
@@ -129,7 +135,10 @@ def test_an_answer_that_cannot_be_decoded_fails_alone(toy_family: ModelFamily) -
         check_only_the_second_fails(engine, toy_family, bad)
 
 
-def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(toy_family: ModelFamily) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(
+    toy_family: ModelFamily, packed: bool
+) -> None:
     long = make_request(toy_family, 6.0, make_row(random_mask(toy_family, 1), n=40), seed=1)
     bad = make_request(toy_family, 5.0, make_row(None), seed=2)
     bad = EngineRequest("bad", [poisoned(bad.audio[0])], bad.rows)
@@ -157,7 +166,8 @@ def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(toy_famil
         leash.let_go()
         return [await running, await follower]
 
-    with running_engine(FamilyWith(toy_family, lm_head=lm_head), leash, max_slots=2) as engine:
+    family = FamilyWith(toy_family, lm_head=lm_head)
+    with running_engine(family, leash, max_slots=2, packed=packed) as engine:
         answers = asyncio.run(ask(engine))
     for request, answer in zip((long, short), answers, strict=True):
         assert answer.rows[0].token_ids == reference(toy_family, request, request.rows[0])
@@ -230,8 +240,8 @@ def test_an_event_loop_that_has_gone_takes_nothing_along(toy_family: ModelFamily
         assert (engine.num_waiting, engine.num_running) == (0, 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "packed"), [(0, True), (1, True), (2, False), (3, False)])
+def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int, packed: bool) -> None:
     rng = np.random.default_rng(seed)
     marked, leash = random_mask(toy_family, 99, num_active=5), Leash()
     leash.let_go()
@@ -271,7 +281,10 @@ def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int) 
         full = good_requests(toy_family, 3)
         answered.extend(zip(full, await asyncio.gather(*map(engine.submit, full)), strict=True))
 
-    with decode_fails_under(toy_family, marked), running_engine(toy_family, leash, max_slots=3) as engine:
+    with (
+        decode_fails_under(marked),
+        running_engine(toy_family, leash, max_slots=3, packed=packed) as engine,
+    ):
         asyncio.run(live(engine))
         assert engine.drain(60.0)
         assert (engine.num_waiting, engine.num_running) == (0, 0)

@@ -1,0 +1,134 @@
+"""The forward pass on a CPU: rows one behind another, without padding, and without their silenced heads.
+
+All rows stand in one tensor [total, hidden], those of one head mask together. Norms and feed-forward run over
+all of them at once, attention as `packed_attention` has it. The last layer computes keys and values for every
+position, but all else only where logits are asked for.
+
+The modules of transformers' decoder do what is not attention, so that this is the same model; `packed_check`
+says which decoders it is written for, and compares the two on random input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lalm.head_gate import gate_tensor
+from lalm.head_mask import HeadMask
+from service.inference.chunk import Chunk
+from service.inference.head_slices import HeadSlices
+from service.inference.kv_cache import KvCache
+from service.inference.packed_attention import Group, SlicedAttention, WholeAttention
+
+# Reading a weight from memory takes about as long as multiplying it with so many rows.
+_READ_ROWS = 20
+
+
+class PackedPass:
+    """`ForwardPass` over a decoder that fits."""
+
+    def __init__(self, decoder: Any, cache: KvCache, max_positions: int) -> None:
+        self._decoder = PackedDecoder(decoder, cache, max_positions)
+        self._embed_tokens: nn.Module = decoder.get_input_embeddings()
+
+    def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
+        """See `ForwardPass`."""
+        order = _by_head_mask(chunks)
+        ordered = [chunks[place] for place in order]
+        outputs = self._decoder(torch.cat([inputs[place] for place in order]), ordered)
+        parts = torch.split(outputs, [chunk.num_outputs for chunk in ordered])
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return torch.cat([parts[place] for place in back])
+
+    def decode(self, input_ids: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
+        """See `ForwardPass`."""
+        return self.prefill(self._embed_tokens(torch.tensor(input_ids)).split(1), chunks)
+
+
+class PackedDecoder:
+    """Runs a decoder that fits over rows whose keys and values are in `cache`."""
+
+    def __init__(self, decoder: Any, cache: KvCache, max_positions: int) -> None:
+        config = decoder.config
+        self._layers = list(decoder.layers)
+        self._norm: nn.Module = decoder.norm
+        self._shape = (len(self._layers), config.num_attention_heads)
+        self._cache = cache
+        attentions = [layer.self_attn for layer in self._layers]
+        self._head_dim: int = attentions[0].head_dim
+        self._scale: float = attentions[0].scaling
+        self._like = torch.empty(1, config.num_key_value_heads, 0, self._head_dim)
+        self._slices = HeadSlices(attentions, config.num_attention_heads, self._head_dim)
+        probe = torch.zeros(1, 1, config.hidden_size)
+        cos, sin = decoder.rotary_emb(probe, torch.arange(max_positions)[None])
+        half = self._head_dim // 2
+        self._rotations = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+    def __call__(self, inputs: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        """Last hidden states at the outputs of each chunk, in order: [sum of num_outputs, hidden].
+
+        inputs: float32 [sum of lengths, hidden], the chunks one behind another; those of one head mask should
+        be adjacent, or their weights are read more than once.
+        """
+        hidden, outputs = inputs, _outputs(chunks)
+        attention = self._attention(chunks)
+        for number, layer in enumerate(self._layers):
+            normed = layer.input_layernorm(hidden)
+            stored = self._cache.layer(number, self._like)
+            if outputs is not None and number == len(self._layers) - 1:
+                hidden = hidden[outputs] + attention.of_outputs(number, normed, stored)
+            else:
+                hidden = hidden + attention(number, normed, stored)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        last: Tensor = self._norm(hidden)
+        return last
+
+    def _attention(self, chunks: Sequence[Chunk]) -> SlicedAttention | WholeAttention:
+        """What is faster for these chunks."""
+        rotations = self._rotations[_positions(chunks)][:, None]
+        groups, start = [], 0
+        for head_mask, members in groupby(chunks, key=lambda chunk: chunk.head_mask):
+            of_mask = list(members)
+            stop = start + sum(chunk.length for chunk in of_mask)
+            groups.append(Group(of_mask, self._slices.of(head_mask), start, stop))
+            start = stop
+        if len(groups) > 1 and all(chunk.length == chunk.num_outputs == 1 for chunk in chunks):
+            whole = self._slices.of(None)
+            num_weights = sum(part.num_bytes for part in whole)
+            shares = [sum(part.num_bytes for part in group.slices) / num_weights for group in groups]
+            sliced_cost = sum(
+                share * (_READ_ROWS + len(group.chunks)) for share, group in zip(shares, groups, strict=True)
+            )
+            if sliced_cost > _READ_ROWS + len(chunks):
+                gate = gate_tensor([chunk.head_mask for chunk in chunks], *self._shape)
+                return WholeAttention(chunks, whole, gate, rotations, self._head_dim, self._scale)
+        return SlicedAttention(groups, rotations, self._head_dim, self._scale)
+
+
+def _by_head_mask(chunks: Sequence[Chunk]) -> list[int]:
+    """The places of `chunks` in an order in which those of one head mask are adjacent."""
+    places: dict[HeadMask | None, list[int]] = {}
+    for place, chunk in enumerate(chunks):
+        places.setdefault(chunk.head_mask, []).append(place)
+    return [place for of_mask in places.values() for place in of_mask]
+
+
+def _positions(chunks: Sequence[Chunk]) -> Tensor:
+    """Of every position of a pass, where it stands in its sequence."""
+    if all(chunk.length == 1 for chunk in chunks):
+        return torch.tensor([chunk.start for chunk in chunks])
+    return torch.cat([torch.arange(chunk.start, chunk.stop) for chunk in chunks])
+
+
+def _outputs(chunks: Sequence[Chunk]) -> Tensor | None:
+    """Where the outputs stand among all positions, int [sum of num_outputs]; None: everywhere."""
+    if all(chunk.num_outputs == chunk.length for chunk in chunks):
+        return None
+    ends = accumulate(chunk.length for chunk in chunks)
+    return torch.cat(
+        [torch.arange(end - chunk.num_outputs, end) for chunk, end in zip(chunks, ends, strict=True)]
+    )

@@ -1,0 +1,202 @@
+"""Attention over packed rows, each under its own head mask, in two ways with equal results.
+
+SlicedAttention   projections over the rows of one head mask at a time, with the weights of its active heads.
+WholeAttention    one projection for all rows with all weights, the output gated. For a decode step of many
+                  head masks, which else would spend its time on reading so many copies of the weights.
+
+Scores and mixing are computed row by row, over the row's own keys and values, of which not one is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from service.inference.chunk import Chunk
+from service.inference.head_slices import LayerSlice
+
+# Keys and values of one layer, each [num_slots, num_kv_heads, num_positions, head_dim].
+Stored = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The chunks of one head mask; start and stop: their positions among all of a pass."""
+
+    chunks: Sequence[Chunk]
+    slices: Sequence[LayerSlice]
+    start: int
+    stop: int
+
+
+class SlicedAttention:
+    """For one pass; rotations: complex [total, 1, head_dim / 2]."""
+
+    def __init__(self, groups: Sequence[Group], rotations: Tensor, head_dim: int, scale: float) -> None:
+        self._groups = groups
+        self._rotations = rotations
+        self._head_dim = head_dim
+        self._scale = scale
+
+    def __call__(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
+        """What layer `number` adds to [total, hidden], all positions asking."""
+        parts = []
+        for group in self._groups:
+            part, rows = group.slices[number], normed[group.start : group.stop]
+            if not part.num_q:
+                parts.append(_without_heads(rows, part))
+                continue
+            heads = F.linear(rows, part.qkv, part.qkv_bias).view(len(rows), -1, self._head_dim)
+            num_turned = part.num_q + part.num_kv
+            turned = _rotate(heads[:, :num_turned], self._rotations[group.start : group.stop])
+            _store(stored, group.chunks, part, turned[:, part.num_q :], heads[:, num_turned:])
+            counts = [chunk.length for chunk in group.chunks]
+            mixed = self._mix(part, group.chunks, counts, turned[:, : part.num_q], stored)
+            parts.append(F.linear(mixed, part.out, part.out_bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def of_outputs(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
+        """The same where only the outputs ask: [sum of num_outputs, hidden]."""
+        parts = []
+        for group in self._groups:
+            part, rows = group.slices[number], normed[group.start : group.stop]
+            asking = _asking(group)
+            if not part.num_q:
+                parts.append(_without_heads(rows[asking], part))
+                continue
+            rotations, split = self._rotations[group.start : group.stop], part.num_q * self._head_dim
+            bias_q, bias_kv = (None, None) if part.qkv_bias is None else part.qkv_bias.tensor_split([split])
+            heads = F.linear(rows, part.qkv[split:], bias_kv).view(len(rows), -1, self._head_dim)
+            _store(
+                stored,
+                group.chunks,
+                part,
+                _rotate(heads[:, : part.num_kv], rotations),
+                heads[:, part.num_kv :],
+            )
+            if not len(asking):
+                parts.append(rows[asking])
+                continue
+            queries = F.linear(rows[asking], part.qkv[:split], bias_q).view(len(asking), -1, self._head_dim)
+            counts = [chunk.num_outputs for chunk in group.chunks]
+            mixed = self._mix(part, group.chunks, counts, _rotate(queries, rotations[asking]), stored)
+            parts.append(F.linear(mixed, part.out, part.out_bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _mix(
+        self, part: LayerSlice, chunks: Sequence[Chunk], counts: list[int], queries: Tensor, stored: Stored
+    ) -> Tensor:
+        """Of the last `counts` positions of each chunk: [sum of counts, num_q * head_dim]."""
+        single = max(counts) == 1
+        if single:
+            # The heads that share keys ask as so many positions would: keys and values are not copied.
+            queries = queries[:, part.spread].view(len(queries), part.num_kv, -1, self._head_dim)
+        mixed, first = [], 0
+        for chunk, count in zip(chunks, counts, strict=True):
+            if count:
+                own = queries[first : first + count]
+                keys, values = (kept[chunk.slot, part.kv_heads, : chunk.stop] for kept in stored)
+                if single:
+                    row = F.scaled_dot_product_attention(own, keys[None], values[None], scale=self._scale)
+                    mixed.append(row.flatten(1, 2))
+                else:
+                    mixed.append(self._mix_long(part, chunk, own, keys, values))
+            first += count
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        return (joined[:, part.gather] if single else joined).flatten(1)
+
+    def _mix_long(
+        self, part: LayerSlice, chunk: Chunk, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Of the last positions of a chunk, as many as there are queries: [len(queries), num_q, head_dim]."""
+        count = len(queries)
+        causal, mask = count == chunk.stop, None
+        if not causal and count > 1:
+            mask = torch.ones(count, chunk.stop, dtype=torch.bool).tril(chunk.stop - count)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys[part.kv_of_q][None],
+            values[part.kv_of_q][None],
+            attn_mask=mask,
+            is_causal=causal,
+            scale=self._scale,
+        )
+        return mixed[0].transpose(0, 1)
+
+
+class WholeAttention:
+    """For one decode step, all chunks being one position.
+
+    whole: every layer with all its heads. gate: [num_layers, len(chunks), num_heads].
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        whole: Sequence[LayerSlice],
+        gate: Tensor,
+        rotations: Tensor,
+        head_dim: int,
+        scale: float,
+    ) -> None:
+        self._chunks = chunks
+        self._whole = whole
+        self._gate = gate[..., None]
+        self._rotations = rotations
+        self._head_dim = head_dim
+        self._scale = scale
+        self._slots, self._starts = torch.tensor([[chunk.slot, chunk.start] for chunk in chunks]).T
+
+    def __call__(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
+        """What layer `number` adds to [len(chunks), hidden]."""
+        part = self._whole[number]
+        heads = F.linear(normed, part.qkv, part.qkv_bias).view(len(normed), -1, self._head_dim)
+        num_turned = part.num_q + part.num_kv
+        turned = _rotate(heads[:, :num_turned], self._rotations)
+        stored[0][self._slots, :, self._starts] = turned[:, part.num_q :]
+        stored[1][self._slots, :, self._starts] = heads[:, num_turned:]
+        queries = turned[:, : part.num_q].view(len(normed), part.num_kv, -1, self._head_dim)
+        mixed = []
+        for row, chunk in enumerate(self._chunks):
+            keys, values = (kept[chunk.slot : chunk.slot + 1, :, : chunk.stop] for kept in stored)
+            own = queries[row : row + 1]
+            mixed.append(F.scaled_dot_product_attention(own, keys, values, scale=self._scale))
+        gated = torch.cat(mixed).flatten(1, 2) * self._gate[number]
+        return F.linear(gated.flatten(1), part.out, part.out_bias)
+
+    of_outputs = __call__
+
+
+def _without_heads(rows: Tensor, part: LayerSlice) -> Tensor:
+    """What a layer without active head adds."""
+    nothing = torch.zeros_like(rows)
+    return nothing if part.out_bias is None else nothing + part.out_bias
+
+
+def _rotate(heads: Tensor, rotations: Tensor) -> Tensor:
+    """Rotary embedding of [positions, heads, head_dim], in pairs."""
+    pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotations).flatten(-2)
+
+
+def _store(stored: Stored, chunks: Sequence[Chunk], part: LayerSlice, keys: Tensor, values: Tensor) -> None:
+    """Write keys and values [positions, num_kv, head_dim] of all chunks into their slots."""
+    first = 0
+    for chunk in chunks:
+        last = first + chunk.length
+        for kept, new in zip(stored, (keys, values), strict=True):
+            kept[chunk.slot, part.kv_heads, chunk.start : chunk.stop] = new[first:last].transpose(0, 1)
+        first = last
+
+
+def _asking(group: Group) -> Tensor:
+    """The outputs among the positions of a group, int [sum of num_outputs]."""
+    places, end = [], 0
+    for chunk in group.chunks:
+        end += chunk.length
+        places.append(torch.arange(end - chunk.num_outputs, end))
+    return torch.cat(places)

@@ -1,0 +1,116 @@
+"""The forward pass of any decoder on any device: transformers' own, over a padded batch under a gate.
+
+A prefill is padded on the right, where causality hides the padding from the row; a decode step looks at every
+position up to the longest row's, and its attention mask hides what is not the row's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lalm.family import ModelFamily
+from lalm.head_gate import gate_tensor
+from service.inference.chunk import Chunk
+from service.inference.kv_cache import Decode, KvCache, Prefill, select_rows
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class PaddedPass:
+    """`ForwardPass` over a family's decoder; a prefill takes whole prompts.
+
+    Raises:
+        ValueError: the decoder has layers that this attention mask does not fit.
+    """
+
+    def __init__(self, family: ModelFamily, cache: KvCache, max_slots: int) -> None:
+        self._family = family
+        self._cache = cache
+        identity = family.identity
+        self._shape = (identity.num_layers, identity.num_heads)
+        self._gates = torch.ones(
+            identity.num_layers, max_slots, identity.num_heads, device=family.device, dtype=family.dtype
+        )
+        self._layer_types, self._window = _attention_layers(family.decoder.config)
+
+    def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
+        """See `ForwardPass`."""
+        device, slots = self._family.device, [chunk.slot for chunk in chunks]
+        gate = gate_tensor(
+            [chunk.head_mask for chunk in chunks], *self._shape, device=device, dtype=self._family.dtype
+        )
+        self._gates[:, slots] = gate
+        padded = pad_sequence(list(inputs), batch_first=True)
+        positions = torch.arange(padded.shape[1], device=device).expand(len(chunks), -1)
+        hidden = self._forward(positions, gate, self._cache.prefill(slots, device), inputs_embeds=padded)
+        rows = [row for row, chunk in enumerate(chunks) for _ in range(chunk.num_outputs)]
+        columns = [
+            column for chunk in chunks for column in range(chunk.length - chunk.num_outputs, chunk.length)
+        ]
+        return hidden[tuple(torch.tensor([rows, columns], device=device))]
+
+    def decode(self, input_ids: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
+        """See `ForwardPass`."""
+        slots = [chunk.slot for chunk in chunks]
+        latest, positions, index = torch.tensor(
+            [input_ids, [chunk.start for chunk in chunks], slots], device=self._family.device
+        )
+        rows, num_keys = select_rows(slots, index), max(chunk.stop for chunk in chunks)
+        cache = self._cache.decode(index, rows, positions, num_keys)
+        hidden = self._forward(
+            positions[:, None], self._gates[:, rows], cache, input_ids=latest[:, None], num_keys=num_keys
+        )
+        return hidden[:, -1]
+
+    def _forward(
+        self,
+        positions: Tensor,
+        gate: Tensor,
+        cache: Prefill | Decode,
+        *,
+        num_keys: int | None = None,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Last hidden states [batch, num_queries, hidden]; positions: int [batch, num_queries]."""
+        output = self._family.decoder(
+            **inputs,
+            attention_mask=self._attention_mask(positions, num_keys or positions.shape[1]),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            head_gate=gate,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _attention_mask(self, positions: Tensor, num_keys: int) -> Tensor | dict[str, Tensor]:
+        """Which keys a query sees, bool [batch, 1, num_queries, num_keys]: its own position and those before.
+
+        A decoder that mixes full and sliding layers takes one a type.
+        """
+        keys = torch.arange(num_keys, device=positions.device)
+        queries = positions[:, None, :, None]
+        visible = keys <= queries
+        if self._window is None:
+            return visible
+        near = visible & (keys > queries - self._window)
+        return {_FULL: visible, _SLIDING: near} if self._layer_types else near
+
+
+def _attention_layers(config: Any) -> tuple[set[str], int | None]:
+    """Types of layers that a decoder tells apart (none if its layers are alike), and its sliding window.
+
+    Raises:
+        ValueError: a type of layer that a decode step cannot mask.
+    """
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if unknown := layer_types - {_FULL, _SLIDING}:
+        raise ValueError(f"the decoder has layers of types {sorted(unknown)}, which are not supported")
+    if layer_types == {_FULL}:
+        return set(), None
+    return layer_types, getattr(config, "sliding_window", None)

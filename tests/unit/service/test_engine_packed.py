@@ -1,0 +1,161 @@
+"""The packed pass against transformers' own forward under the gate, position by position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lalm.families import load_family
+from lalm.family import ModelFamily
+from lalm.head_gate import gate_tensor
+from lalm.head_mask import HeadMask
+from service.inference.chunk import Chunk
+from service.inference.head_slices import HeadSlices
+from service.inference.kv_cache import KvCache
+from service.inference.model_runner import ModelRunner
+from service.inference.packed import PackedDecoder, PackedPass
+from service.inference.packed_check import can_pack
+from tests.engine_support import FamilyWith, random_mask
+from tests.toy import write_toy_checkpoint
+
+NUM_SLOTS, NUM_POSITIONS = 4, 40
+
+
+def make_inputs(family: ModelFamily, length: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(length, family.decoder.config.hidden_size, generator=generator)
+
+
+def make_cache(family: ModelFamily) -> KvCache:
+    cache = KvCache(family.identity.num_layers, NUM_SLOTS, NUM_POSITIONS)
+    cache.reserve(NUM_SLOTS, NUM_POSITIONS)
+    return cache
+
+
+@torch.inference_mode()
+def expected(family: ModelFamily, inputs: Tensor, head_mask: HeadMask | None) -> Tensor:
+    gate = gate_tensor([head_mask], family.identity.num_layers, family.identity.num_heads)
+    output: Tensor = family.decoder(inputs_embeds=inputs[None], use_cache=False, head_gate=gate)[0][0]
+    return output
+
+
+@st.composite
+def head_masks(draw: st.DrawFn) -> HeadMask | None:
+    """Of 3 layers x 8 heads (4 a key-value head): none, all, whole layers and whole groups silent."""
+    if draw(st.booleans()):
+        return draw(st.sampled_from([None, HeadMask.ones(3, 8)]))
+    layer = st.lists(st.booleans(), min_size=8, max_size=8)
+    return HeadMask(np.array(draw(st.lists(layer, min_size=3, max_size=3))))
+
+
+@settings(max_examples=40)
+@given(
+    masks=st.lists(head_masks(), min_size=NUM_SLOTS, max_size=NUM_SLOTS),
+    lengths=st.lists(st.integers(1, 12), min_size=NUM_SLOTS, max_size=NUM_SLOTS),
+    pieces=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_rows_in_any_pieces_and_company_are_the_decoders(
+    toy_family: ModelFamily,
+    masks: list[HeadMask | None],
+    lengths: list[int],
+    pieces: list[int],
+    seed: int,
+) -> None:
+    inputs = [make_inputs(toy_family, length, seed + row) for row, length in enumerate(lengths)]
+    packed = PackedDecoder(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    seen: list[list[Tensor]] = [[] for _ in lengths]
+    done, turn = [0] * NUM_SLOTS, 0
+    while done != lengths:
+        chunks, parts = [], []
+        for row, length in enumerate(lengths):
+            size = min(pieces[(turn + row) % len(pieces)], length - done[row])
+            if size:
+                chunks.append(Chunk(row, done[row], size, masks[row], num_outputs=size))
+                parts.append(inputs[row][done[row] : done[row] + size])
+                done[row] += size
+        with torch.inference_mode():
+            outputs = packed(torch.cat(parts), chunks)
+        for chunk, output in zip(chunks, outputs.split([chunk.length for chunk in chunks]), strict=True):
+            seen[chunk.slot].append(output)
+        turn += 1
+    for row, parts in enumerate(seen):
+        torch.testing.assert_close(
+            torch.cat(parts), expected(toy_family, inputs[row], masks[row]), rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("num_masks", [1, 2, 4])
+def test_a_decode_step_with_whole_or_sliced_weights_is_the_decoders(
+    toy_family: ModelFamily, num_masks: int
+) -> None:
+    masks = [random_mask(toy_family, slot % num_masks) for slot in range(NUM_SLOTS)]
+    lengths = [9, 4, 12, 1]
+    inputs = [make_inputs(toy_family, length + 1, slot) for slot, length in enumerate(lengths)]
+    forward = PackedPass(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    with torch.inference_mode():
+        forward.prefill(
+            [rows[:-1] for rows in inputs],
+            [Chunk(slot, 0, lengths[slot], masks[slot]) for slot in range(NUM_SLOTS)],
+        )
+        outputs = forward.prefill(
+            [rows[-1:] for rows in inputs],
+            [Chunk(slot, lengths[slot], 1, masks[slot]) for slot in range(NUM_SLOTS)],
+        )
+    for slot, output in enumerate(outputs):
+        torch.testing.assert_close(
+            output, expected(toy_family, inputs[slot], masks[slot])[-1], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_only_the_outputs_asked_for_come_back_in_the_order_of_the_chunks(toy_family: ModelFamily) -> None:
+    masks = [random_mask(toy_family, 1), random_mask(toy_family, 2), random_mask(toy_family, 1)]
+    inputs = [make_inputs(toy_family, 6, row) for row in range(3)]
+    counts = [1, 3, 0]
+    forward = PackedPass(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    with torch.inference_mode():
+        outputs = forward.prefill(
+            inputs, [Chunk(row, 0, 6, masks[row], num_outputs=counts[row]) for row in range(3)]
+        )
+        none = forward.prefill(inputs[:1], [Chunk(0, 0, 6, masks[0], num_outputs=0)])
+    assert none.shape[0] == 0
+    wanted = [expected(toy_family, inputs[row], masks[row])[6 - counts[row] :] for row in range(3)]
+    torch.testing.assert_close(outputs, torch.cat(wanted), rtol=1e-3, atol=1e-4)
+
+
+def test_slices_of_many_head_masks_stay_within_their_memory(toy_family: ModelFamily) -> None:
+    attentions = [layer.self_attn for layer in toy_family.decoder.layers]
+    masks = [random_mask(toy_family, seed) for seed in range(5)]
+    one = sum(part.num_bytes for part in HeadSlices(attentions, 8, 8).of(masks[0]))
+    slices = HeadSlices(attentions, 8, 8, max_bytes=3 * one)
+    first = slices.of(masks[0])
+    for head_mask in masks[1:3]:
+        slices.of(head_mask)
+    assert slices.of(masks[0]) is first
+    for head_mask in masks[3:]:
+        slices.of(head_mask)
+    assert slices.num_bytes <= 3 * one
+    assert slices.of(masks[0]) is first  # the latest but two
+    again = slices.of(masks[1])
+    assert torch.equal(again[0].qkv, HeadSlices(attentions, 8, 8).of(masks[1])[0].qkv)
+
+
+def test_where_the_packed_pass_is_used(toy_family: ModelFamily, tmp_path: Path) -> None:
+    assert ModelRunner(toy_family, 2, 64).packed
+    assert not ModelRunner(toy_family, 2, 64, packed=False).packed
+    assert not can_pack(FamilyWith(toy_family, dtype=torch.bfloat16))
+    assert not can_pack(FamilyWith(toy_family, device=torch.device("meta")))
+
+    family = load_family(write_toy_checkpoint(tmp_path / "toy"))
+    assert can_pack(family)
+    handle = family.decoder.layers[1].register_forward_hook(lambda _module, _args, output: 1.5 * output)
+    assert not can_pack(family)  # its forward does more than the packed pass knows of
+    handle.remove()
+    family.decoder.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    assert not can_pack(family)
