@@ -53,11 +53,14 @@ class AudioLimits:
     max_sample_rate_hz: int = 192_000
 
 
-def decode_audio(source: bytes | Path, limits: AudioLimits = AudioLimits()) -> NDArray[np.float32]:
+def decode_audio(
+    source: bytes | Path, limits: AudioLimits = AudioLimits(), *, channel: int | None = None
+) -> NDArray[np.float32]:
     """Decode one recording to mono 16 kHz.
 
-    Channels are averaged; samples keep their scale and are not clipped. Silence is a recording like any
-    other. Lossy codecs pad: up to 2048 frames past the longest duration are theirs, and dropped.
+    Channels are averaged, or `channel` (from 0; the last one, where there are fewer) is taken; samples keep
+    their scale and are not clipped. Silence is a recording like any other. Lossy codecs pad: up to 2048
+    frames past the longest duration are theirs, and dropped.
     Safe to call from several threads.
 
     Returns:
@@ -74,7 +77,7 @@ def decode_audio(source: bytes | Path, limits: AudioLimits = AudioLimits()) -> N
     content = _read(source, limits)
     sound = _open_soundfile(content)
     blocks = ffmpeg_blocks(content) if sound is None else _soundfile_blocks(sound)
-    waveform = _Waveform(limits)
+    waveform = _Waveform(limits, channel)
     with closing(blocks):
         for block in blocks:
             waveform.add(block)
@@ -163,8 +166,9 @@ def _soundfile_blocks(sound: sf.SoundFile) -> Generator[AudioBlock]:
 class _Waveform:
     """Blocks of any one sample rate in, one 16 kHz mono waveform out."""
 
-    def __init__(self, limits: AudioLimits) -> None:
+    def __init__(self, limits: AudioLimits, channel: int | None) -> None:
         self._limits = limits
+        self._channel = channel
         self._sample_rate_hz: int | None = None
         self._num_frames = 0
         self._resampler: soxr.ResampleStream | None = None
@@ -184,7 +188,7 @@ class _Waveform:
             raise _too_long(self._limits)
         if not np.all(np.abs(block.samples) <= _MAX_ABS_SAMPLE):  # NaN fails this as well
             raise UndecodableAudioError("the audio has samples that are NaN, infinite or beyond any scale")
-        mono = block.samples.mean(axis=1, dtype=np.float32)
+        mono = _mono(block.samples, self._channel)
         self._parts.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
 
     def finish(self) -> NDArray[np.float32]:
@@ -194,6 +198,14 @@ class _Waveform:
         if sum(len(part) for part in self._parts) < _MIN_SAMPLES:
             raise EmptyAudioError("the audio is empty: it holds less than 1 ms of sound")
         return np.concatenate(self._parts)[: int(self._limits.max_duration_s * SAMPLE_RATE_HZ)]
+
+
+def _mono(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
+    """One channel of float32 [num_frames, num_channels], or the mean of all."""
+    if channel is None:
+        mean: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+        return mean
+    return np.ascontiguousarray(samples[:, min(channel, samples.shape[1] - 1)], dtype=np.float32)
 
 
 def _check_layout(sample_rate_hz: int, num_channels: int, limits: AudioLimits) -> None:

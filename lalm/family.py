@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lalm.audio_input import AudioInput
 from lalm.head_mask import ModelIdentity
 
 
@@ -48,6 +49,10 @@ class ModelFamily(Protocol):
     @property
     def max_audio_s(self) -> float:
         """The model's window; `features` cuts what lies behind it."""
+
+    @property
+    def audio_input(self) -> AudioInput:
+        """What becomes of recordings before `features`."""
 
     @property
     def model(self) -> PreTrainedModel:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 
 from lalm.audio import SAMPLE_RATE_HZ, AudioLimits, decode_audio
 from lalm.errors import AudioError
@@ -19,7 +21,7 @@ from service.schemas import AudioInfo, HeadMaskInfo, TaskAnswer, TimingsMs, Usag
 from service.uploads import PART
 
 if TYPE_CHECKING:
-    from lalm.family import AudioFeatures, ModelFamily
+    from lalm.family import AudioFeatures
     from lalm.head_mask import HeadMask
 
 
@@ -109,29 +111,31 @@ def head_mask_info(head_mask: HeadMask) -> HeadMaskInfo:
 async def _prepare(
     runtime: Runtime, loaded: Loaded, recordings: Sequence[bytes]
 ) -> tuple[list[AudioFeatures], float]:
-    """Features of each recording, and seconds of all; the work is done by the audio workers."""
+    """Features of each clip, and seconds of all recordings; the work is done by the audio workers."""
+    family, limits, pool = loaded.engine.family, loaded.audio_limits, runtime.audio_pool
     loop = asyncio.get_running_loop()
     params = [PART] if len(recordings) == 1 else [f"{PART}[{index}]" for index in range(len(recordings))]
-    prepared = await asyncio.gather(
+    waveforms = await asyncio.gather(
         *(
-            loop.run_in_executor(
-                runtime.audio_pool, _decode, loaded.engine.family, loaded.audio_limits, recording, param
-            )
+            loop.run_in_executor(pool, _decode, family.audio_input.channel, limits, recording, param)
             for recording, param in zip(recordings, params, strict=True)
         )
     )
-    return [features for features, _ in prepared], sum(seconds for _, seconds in prepared)
-
-
-def _decode(
-    family: ModelFamily, limits: AudioLimits, recording: bytes, param: str
-) -> tuple[AudioFeatures, float]:
     try:
-        waveform = decode_audio(recording, limits)
+        clips = family.audio_input.clips(waveforms, limits.max_duration_s)
+    except AudioError as error:
+        error.param = PART
+        raise
+    features = await asyncio.gather(*(loop.run_in_executor(pool, family.features, clip) for clip in clips))
+    return features, sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE_HZ
+
+
+def _decode(channel: int | None, limits: AudioLimits, recording: bytes, param: str) -> NDArray[np.float32]:
+    try:
+        return decode_audio(recording, limits, channel=channel)
     except AudioError as error:
         error.param = param
         raise
-    return family.features(waveform), len(waveform) / SAMPLE_RATE_HZ
 
 
 async def _wait_for_disconnect(request: Request) -> None:

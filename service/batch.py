@@ -65,7 +65,7 @@ async def _answer(
     async with places:
         try:
             family, limits = loaded.engine.family, loaded.audio_limits
-            audio = [await asyncio.to_thread(_features, family, limits, file) for file in files]
+            audio = await asyncio.to_thread(_features, family, limits, files)
             request = EngineRequest(" ".join(str(file) for file in files), audio, [row])
             text = (await loaded.engine.submit(request)).rows[0].text
         except (LalmError, InferenceError) as error:
@@ -73,5 +73,7 @@ async def _answer(
     return FileAnswer(files, text, entry.task.parse(text))
 
 
-def _features(family: ModelFamily, limits: AudioLimits, file: Path) -> AudioFeatures:
-    return family.features(decode_audio(file, limits))
+def _features(family: ModelFamily, limits: AudioLimits, files: Sequence[Path]) -> list[AudioFeatures]:
+    audio_input = family.audio_input
+    waveforms = [decode_audio(file, limits, channel=audio_input.channel) for file in files]
+    return [family.features(clip) for clip in audio_input.clips(waveforms, limits.max_duration_s)]

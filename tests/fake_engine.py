@@ -12,6 +12,7 @@ import numpy as np
 import soundfile as sf
 import torch
 
+from lalm.audio_input import AudioInput
 from lalm.family import AudioFeatures
 from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
 from lalm.task import TaskSpec
@@ -54,6 +55,7 @@ def write_masks(folder: Path) -> None:
 class FakeFamily:
     identity = IDENTITY
     max_audio_s = 30.0
+    audio_input = AudioInput()
 
     def __init__(self) -> None:
         self.threads: list[str] = []

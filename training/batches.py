@@ -58,7 +58,7 @@ class AudioEmbeddings:
     def _embed(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
         inputs: list[list[AudioFeatures]] = []
         for index in indices:
-            waveforms = self._examples[index].waveforms(self._family.max_audio_s)
+            waveforms = self._examples[index].waveforms(self._family.max_audio_s, self._family.audio_input)
             inputs.append([self._family.features(waveform) for waveform in waveforms])
         flat = [features for audios in inputs for features in audios]
         embeds: list[Tensor] = []

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from lalm.audio import SAMPLE_RATE_HZ, AudioLimits, decode_audio
+from lalm.audio_input import AudioInput, join
 from lalm.errors import AudioError
 from lalm.task import TaskSpec
 from training.errors import ManifestError
-
-JOIN_SILENCE_S = 0.1
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
@@ -53,25 +52,30 @@ class Example:
     manifest: Path
     line: int
 
-    def waveforms(self, max_duration_s: float) -> list[NDArray[np.float32]]:
-        """Each audio input as float32 [num_samples], 16 kHz mono.
+    def waveforms(
+        self, max_duration_s: float, audio_input: AudioInput = AudioInput()
+    ) -> list[NDArray[np.float32]]:
+        """Each clip as float32 [num_samples], 16 kHz mono; `audio_input` is how the model takes recordings.
 
         Raises:
-            ManifestError: a file that is no audio, or longer than `max_duration_s` seconds.
+            ManifestError: a file that is no audio, or a clip longer than `max_duration_s` seconds.
         """
-        return [self._joined(files, max_duration_s) for files in self.recordings]
+        recordings = self.recordings
+        if audio_input.joined:
+            recordings = (tuple(file for files in recordings for file in files),)
+        return [self._joined(files, max_duration_s, audio_input.channel) for files in recordings]
 
-    def _joined(self, files: tuple[Path, ...], max_duration_s: float) -> NDArray[np.float32]:
+    def _joined(
+        self, files: tuple[Path, ...], max_duration_s: float, channel: int | None
+    ) -> NDArray[np.float32]:
         limits = AudioLimits(max_duration_s=max_duration_s)
-        silence = np.zeros(round(JOIN_SILENCE_S * SAMPLE_RATE_HZ), dtype=np.float32)
         parts: list[NDArray[np.float32]] = []
         for file in files:
             try:
-                waveform = decode_audio(file, limits)
+                parts.append(decode_audio(file, limits, channel=channel))
             except AudioError as error:
                 raise ManifestError(self.manifest, self.line, f"{file}: {error}") from error
-            parts += [silence, waveform] if parts else [waveform]
-        joined = np.concatenate(parts)
+        joined = join(parts)
         if joined.size > max_duration_s * SAMPLE_RATE_HZ:
             duration_s = joined.size / SAMPLE_RATE_HZ
             reason = f"the joined files last {duration_s:.1f} s, {max_duration_s:g} s are allowed"

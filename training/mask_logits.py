@@ -42,13 +42,21 @@ class MaskLogits(nn.Module):
         num_layers, num_heads = self.logits.shape
         uniform = torch.empty(num_layers, batch, num_heads)
         noise = uniform.exponential_(generator=self.generator).log().to(self.logits.device)
-        soft = torch.sigmoid((self.logits[:, None, :] + noise) / tau)
-        hard = (soft > 0.5).to(soft.dtype)
-        return hard + (soft - soft.detach())  # the bracket is exactly 0 forward
+        return straight_through(self.logits, noise, tau)
 
     def binarised(self) -> HeadMask:
         """The head mask at inference: a head is active where sigmoid(logit) >= 0.5 in float32."""
         return binarise(self.logits)
+
+
+def straight_through(logits: Tensor, noise: Tensor, tau: float) -> Tensor:
+    """Gates of 0 and 1 with the gradient of the sigmoid; logits [num_layers, num_heads].
+
+    noise: what was drawn, [num_layers, batch, num_heads], of which the result has the shape.
+    """
+    soft = torch.sigmoid((logits[:, None, :] + noise) / tau)
+    hard = (soft > 0.5).to(soft.dtype)
+    return hard + (soft - soft.detach())  # the bracket is exactly 0 forward
 
 
 def binarise(logits: Tensor) -> HeadMask:

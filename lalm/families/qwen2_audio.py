@@ -30,6 +30,7 @@ from transformers import (
 
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
+from lalm.audio_input import AudioInput
 from lalm.errors import EmptyAudioError, ModelError
 from lalm.families import pruned_qwen2  # noqa: F401  (transformers then loads pruned decoders too)
 from lalm.family import AudioFeatures, ModelFamily
@@ -47,6 +48,7 @@ class Qwen2AudioFamily:
     def __init__(self, model: Any, processor: Any, identity: ModelIdentity) -> None:
         self.model: PreTrainedModel = model
         self.identity = identity
+        self.audio_input = AudioInput()
         self.decoder: PreTrainedModel = model.model.language_model
         self.lm_head: nn.Module = model.lm_head
         self._encoder = model.model.audio_tower

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, WhisperFeatureExtractor
 
 from lalm.audio import SAMPLE_RATE_HZ
+from lalm.audio_input import AudioInput
 from lalm.errors import EmptyAudioError
 from lalm.families.salmonn.fbank import LogMelFbank
 from lalm.families.salmonn.hearing import Hearing
@@ -41,6 +42,7 @@ class SalmonnFamily:
         identity: ModelIdentity,
     ) -> None:
         self.identity = identity
+        self.audio_input = AudioInput(channel=0, joined=True)
         self.model: PreTrainedModel = llama
         self.decoder: PreTrainedModel = llama.model
         self.lm_head: nn.Module = llama.lm_head

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from lalm.audio_input import AudioInput
 from lalm.task import TaskSpec
 from training.errors import ManifestError
 from training.manifest import load_manifest
@@ -75,6 +76,16 @@ def test_further_files_are_joined_with_a_tenth_of_a_second_of_silence(folder: Pa
 def test_a_pair_task_keeps_its_recordings_apart(folder: Path) -> None:
     (example,) = load_manifest(write_lines(folder, entry(expand_wav=["b.wav"])), PAIR).examples
     assert [waveform.size for waveform in example.waveforms(30.0)] == [8_000, 4_000]
+
+
+def test_a_model_of_one_clip_takes_the_pair_joined_and_the_channel_it_hears(folder: Path) -> None:
+    (example,) = load_manifest(write_lines(folder, entry(expand_wav=["b.wav"])), PAIR).examples
+    left = np.full(8_000, 0.5)
+    soundfile.write(folder / "a.wav", np.stack([left, -left], axis=1), 16_000)
+    (waveform,) = example.waveforms(30.0, AudioInput(channel=0, joined=True))
+    assert waveform.size == 8_000 + 1_600 + 4_000
+    assert (waveform[:8_000] == 0.5).all()
+    assert not waveform[8_000:9_600].any()
 
 
 def test_the_task_may_have_another_name_in_the_manifest(folder: Path) -> None:
