@@ -6,6 +6,7 @@ service/inference/exceptions.py):
     ServiceError                   .param: the part of the request at fault, or None
     ├ MalformedBodyError           the body is not what its Content-Type says
     ├ UnknownTaskError             no mask file gives this task; the message names those that exist
+    ├ UploadTimeoutError           the body took too long to arrive
     ├ UploadTooLargeError          more bytes than the limit, which the message names
     ├ UnsupportedBodyError         the Content-Type is neither multipart/form-data nor audio
     ├ InvalidParameterError        a parameter or the number of recordings does not fit the task
@@ -69,6 +70,14 @@ class UploadTooLargeError(ServiceError):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the request body is larger than the limit of {limit_bytes} bytes", param="file")
         self.limit_bytes = limit_bytes
+
+
+class UploadTimeoutError(ServiceError):
+    """The body did not arrive within the time a client has for it."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the request body did not arrive within {limit_s:g} s", param="file")
+        self.limit_s = limit_s
 
 
 class UnsupportedBodyError(ServiceError):
@@ -138,6 +147,7 @@ class ErrorKind(NamedTuple):
 ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     MalformedBodyError: ErrorKind(400, "malformed_body"),
     UnknownTaskError: ErrorKind(404, "unknown_task"),
+    UploadTimeoutError: ErrorKind(408, "upload_timeout"),
     UploadTooLargeError: ErrorKind(413, "upload_too_large"),
     UnsupportedBodyError: ErrorKind(415, "unsupported_body"),
     InvalidParameterError: ErrorKind(422, "invalid_parameter"),

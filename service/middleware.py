@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ERROR_TABLE, ClientDisconnectedError, NotReadyError, error_response
 from service.runtime import Runtime
-from service.uploads import UnreadBody
+from service.uploads import Body
 
 REQUEST_ID_HEADER = "X-Request-Id"
 UNKNOWN_TASK = "unknown"
@@ -41,7 +41,7 @@ class RequestMiddleware:
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        body = UnreadBody(scope, receive)
+        body = Body(scope, receive, self._runtime.settings.upload_timeout_s)
         status = 0
         start_s = time.perf_counter()
 

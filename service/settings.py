@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         25 * 2**20, ge=1, description="Largest recording accepted, in bytes as uploaded (25 MiB)."
     )
+    upload_timeout_s: float = Field(
+        120.0, gt=0, description="Seconds a request may take to send its body; beyond them 408."
+    )
     audio_workers: int = Field(
         2, ge=1, description="Threads that decode audio and compute features, beside the event loop."
     )

@@ -17,6 +17,7 @@ from service.errors import (
     InvalidParameterError,
     MalformedBodyError,
     UnsupportedBodyError,
+    UploadTimeoutError,
     UploadTooLargeError,
 )
 
@@ -29,32 +30,47 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024
 MAX_PARTS = 8
 
 
-class UnreadBody:
-    """What a route left unread of its request's body.
+class Body:
+    """The body of a request on its way to the application, and what a route left unread of it.
+
+    timeout_s: seconds from now until its last byte; a client that sends a byte now and then would hold its
+    connection and what it has sent for ever.
 
     A server that answers and closes while its client still sends resets the connection, and the answer is
     lost: most clients would see a network error, not the reason. So the rest is taken in first, within
     limits.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, timeout_s: float) -> None:
         headers = Headers(scope=scope)
         self._receive = receive
+        self._timeout_s = timeout_s
+        self._end_s = asyncio.get_running_loop().time() + timeout_s
         self._finished = not {"content-length", "transfer-encoding"} & set(headers)
         # A client that has asked before sending, and was not told to go on, has sent nothing.
         self._held_back = headers.get("expect", "").lower() == "100-continue"
 
     async def receive(self) -> Message:
-        """The next event of the request, for the application."""
+        """The next event of the request, for the application.
+
+        Raises:
+            UploadTimeoutError: the body is not complete, and its time is over.
+        """
         self._held_back = False
-        message = await self._receive()
+        if self._finished:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._end_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise UploadTimeoutError(self._timeout_s) from None
         self._finished = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def discard(self) -> bool:
         """Take in what is left, up to MAX_DISCARD_BYTES and for DISCARD_TIMEOUT_S; was that all?"""
         num_bytes = 0
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, UploadTimeoutError):
             async with asyncio.timeout(DISCARD_TIMEOUT_S):
                 while not (self._finished or self._held_back) and num_bytes < MAX_DISCARD_BYTES:
                     num_bytes += len((await self.receive()).get("body", b""))

@@ -62,6 +62,7 @@ async def get_mask(request: Request, task: str) -> Response:
     openapi_extra=_MASK_FILE,
     responses=_CHANGE_ERRORS
     | _errors(
+        e408="The body took too long to arrive.",
         e413="More bytes than a head mask file may have.",
         e422="Not a head mask file, not of this task, or made for another model.",
     )

@@ -49,6 +49,7 @@ _NOT_READY = _errors(e503="Loading or draining; come back after Retry-After seco
 _ANSWER_ERRORS = _NOT_READY | _errors(
     e400="The body is malformed, or holds no audio.",
     e404="No such task; the message names the known ones.",
+    e408="The body took too long to arrive; the message names the limit.",
     e413="Too many bytes or seconds; the message names the limit.",
     e415="Not audio that can be decoded.",
     e422="A parameter, or the number of recordings, does not fit.",

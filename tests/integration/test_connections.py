@@ -76,6 +76,32 @@ def test_a_client_that_leaves_during_the_upload_costs_nothing(
     run(test)
 
 
+@pytest.mark.parametrize("content_type", [b"audio/wav", b"multipart/form-data; boundary=b"])
+def test_an_upload_that_does_not_end_is_given_up(
+    settings: Settings, engine: FakeEngine, content_type: bytes
+) -> None:
+    async def test() -> None:
+        patience = settings.model_copy(update={"upload_timeout_s": 0.05})
+        async with serving(patience, engine) as service:
+            await service.runtime.settled.wait()
+            reader, writer = await asyncio.open_connection(*service.address)
+            writer.write(
+                b"POST /tasks/asr HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: 99\r\n\r\n--b"
+                % content_type
+            )
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert head.startswith(b"http/1.1 408 ")
+            assert b"\r\nconnection: close\r\n" in head
+            assert b'"upload_timeout"' in await reader.read()  # to the end: the connection is closed
+            writer.close()
+            await service.runtime.idle.wait()
+            assert engine.requests == []
+            metrics = (await service.client.get("/metrics")).text
+            assert 'ahamask_requests_total{status="408",task="asr"} 1.0' in metrics
+
+    run(test)
+
+
 def test_a_full_house_is_refused_before_its_upload_is_read(settings: Settings, engine: FakeEngine) -> None:
     engine.hold = True
 

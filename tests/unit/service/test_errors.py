@@ -18,6 +18,7 @@ ROOTS = (ServiceError, audio_errors.LalmError, inference_errors.InferenceError)
 EXPECTED: list[tuple[Exception, int]] = [
     (errors.MalformedBodyError("no boundary"), 400),
     (errors.UnknownTaskError("asv", known=["asr", "gr"]), 404),
+    (errors.UploadTimeoutError(120.0), 408),
     (errors.UploadTooLargeError(10), 413),
     (errors.UnsupportedBodyError("text/plain"), 415),
     (errors.InvalidParameterError("twice", param="tasks"), 422),
