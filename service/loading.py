@@ -26,7 +26,11 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
     family = load_family(
         settings.model, revision=settings.revision, device=settings.device, dtype=settings.dtype
     )
-    config = EngineConfig(max_slots=settings.max_slots, max_waiting=settings.max_waiting)
+    config = EngineConfig(
+        max_slots=settings.max_slots,
+        max_waiting=settings.max_waiting,
+        max_audio_cache_bytes=settings.max_audio_cache_bytes,
+    )
     return complete(settings, Engine(family, config, metrics))
 
 

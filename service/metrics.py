@@ -62,6 +62,17 @@ class Metrics:
         self._running = Gauge("ahamask_running", "Rows in slots.", registry=registry)
         self._slots = Gauge("ahamask_slots", "Slots there are.", registry=registry)
         self._audio_seconds = Counter("ahamask_audio_seconds", "Seconds of audio decoded.", registry=registry)
+        self._audio_cache = Counter(
+            "ahamask_audio_cache",
+            "Recordings by whether their encoded audio was at hand: hit or miss.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("hit", "miss"):
+            self._audio_cache.labels(outcome)
+        self._audio_cache_bytes = Gauge(
+            "ahamask_audio_cache_bytes", "Memory of the encoded audio that is kept.", registry=registry
+        )
         self._output_tokens = Counter(
             "ahamask_output_tokens", "Tokens generated.", ["task"], registry=registry
         )
@@ -135,6 +146,12 @@ class Metrics:
     def on_encode(self, seconds: float, num_audios: int) -> None:  # noqa: ARG002
         """One pass of the audio encoder."""
         self._encoder.observe(seconds)
+
+    def on_audio_cache(self, num_hits: int, num_misses: int, num_bytes: int) -> None:
+        """Clips of newcomers that were, and were not, encoded already; what is kept of them now."""
+        self._audio_cache.labels("hit").inc(num_hits)
+        self._audio_cache.labels("miss").inc(num_misses)
+        self._audio_cache_bytes.set(num_bytes)
 
     def on_prefill(self, seconds: float, num_rows: int) -> None:  # noqa: ARG002
         """One first pass of the decoder."""

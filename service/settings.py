@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         64, ge=0, description="Rows that may wait for a slot; beyond them requests are answered 429."
     )
 
+    max_audio_cache_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Memory for encoded audio of recordings that may come again (64 MiB); 0 keeps none.",
+    )
+
     max_audio_s: float | None = Field(
         None, gt=0, description="Longest recording accepted, in seconds; by default the model's window."
     )

@@ -91,9 +91,14 @@ class Qwen2AudioFamily:
 
     @torch.no_grad()
     def embed_audio(self, features: Sequence[AudioFeatures]) -> list[Tensor]:
-        """See `ModelFamily`."""
-        if not features:
-            return []
+        """See `ModelFamily`. Clips of much the same length share a pass of the encoder."""
+        embeds: dict[int, Tensor] = {}
+        for places in _batches([clip.num_frames for clip in features], alone=self.device.type == "cpu"):
+            of_batch = self._embed_padded([features[place] for place in places])
+            embeds.update(zip(places, of_batch, strict=True))
+        return [embeds[place] for place in range(len(features))]
+
+    def _embed_padded(self, features: Sequence[AudioFeatures]) -> list[Tensor]:
         width = max(clip.mel.shape[1] for clip in features)
         mel = torch.stack([F.pad(clip.mel, (0, width - clip.mel.shape[1])) for clip in features])
         num_positions = [_num_positions(clip.num_frames) for clip in features]
@@ -193,6 +198,20 @@ def _identity(folder: Path, name: str, config: Any) -> ModelIdentity:
         num_layers=config.text_config.num_hidden_layers,
         num_heads=config.text_config.num_attention_heads,
     )
+
+
+def _batches(lengths: Sequence[int], *, alone: bool) -> list[list[int]]:
+    """Places of clips to encode together: at most a quarter of a batch is padding, none if each goes `alone`.
+
+    A CPU is busy with one clip already; what it computes of padding is lost.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True):
+        if batches and not alone and lengths[place] >= 0.75 * lengths[batches[-1][0]]:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 def _num_positions(num_frames: int) -> int:

@@ -4,12 +4,15 @@ From the outside in:
 
     request.py        what goes in and comes out
     exceptions.py     what may go wrong
+    config.py         the limits
     engine.py         the loop and its thread
     ticket.py         an accepted request: its rows, and who waits for them
     ledger.py         requests and their rows: answered, failed, cancelled
     sequence.py       one row: its states, its finish reason, its times
     scheduler.py      who waits, who runs, in which slot
     isolation.py      one bad row costs no other
+    encoding.py       each clip is encoded once
+    audio_cache.py    and not again when it comes again
     model_runner.py   encode, prefill, decode
     chunk.py          what a forward pass takes of a row
     packed.py         the forward pass on a CPU: no padding, no silenced heads

@@ -17,12 +17,14 @@ import asyncio
 import itertools
 import threading
 import time
-from dataclasses import dataclass
 from enum import Enum
 
 import structlog
 
 from lalm.family import ModelFamily
+from service.inference.audio_cache import AudioCache
+from service.inference.config import EngineConfig
+from service.inference.encoding import encode
 from service.inference.exceptions import EngineStoppedError
 from service.inference.isolation import isolated
 from service.inference.ledger import Ledger
@@ -46,25 +48,6 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """Limits of one engine.
-
-    max_slots: rows decoded together.
-    max_waiting: rows that may wait beyond those.
-    max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
-        can do if that is less.
-    max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
-    packed: False to run the decoder padded even where the packed pass fits.
-    """
-
-    max_slots: int = 16
-    max_waiting: int = 64
-    max_sequence_tokens: int = 2048
-    max_prefill_tokens: int = 4096
-    packed: bool = True
-
-
 class Phase(Enum):
     """Where an engine stands; only READY takes requests."""
 
@@ -84,6 +67,7 @@ class Engine:
         self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens, packed=config.packed)
         self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
         self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
+        self._audio_cache = AudioCache(config.max_audio_cache_bytes)
         self._sequence_ids = itertools.count()
         self._phase = Phase.NEW
         self._failure: BaseException | None = None
@@ -223,14 +207,16 @@ class Engine:
         """Encode the audio of those requests whose first rows these are."""
         tickets = [ticket for ticket in self._ledger.tickets_of(admitted) if ticket.audio_embeds is None]
         start_s = time.perf_counter()
-        outcomes = isolated(self._runner.encode, [ticket.request.audio for ticket in tickets])
+        encoded = encode(self._runner.encode, self._audio_cache, [ticket.request.audio for ticket in tickets])
         end_s = time.perf_counter()
         if tickets:
-            self._observer.on_encode(end_s - start_s, sum(len(ticket.request.audio) for ticket in tickets))
+            self._observer.on_audio_cache(encoded.num_hits, encoded.num_misses, self._audio_cache.num_bytes)
+        if encoded.num_misses:
+            self._observer.on_encode(end_s - start_s, encoded.num_misses)
         for sequence in admitted:
             sequence.times.encoded_s = end_s
         with self._changed:
-            for ticket, outcome in zip(tickets, outcomes, strict=True):
+            for ticket, outcome in zip(tickets, encoded.outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     self._ledger.fail(next(row for row in ticket.sequences if row in admitted), outcome)
                 else:

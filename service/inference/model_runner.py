@@ -54,23 +54,20 @@ class ModelRunner:
         if self._family.device.type == "cuda":
             self._cache.reserve(self._max_slots, self.max_sequence_tokens)
         features = self._family.features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))
-        (audio,) = self.encode([[features]])
+        audio = self.encode([features])
         num_tokens = sum(map(len, self._family.prompt_segments(None, 1))) + features.num_audio_tokens
         sequence = Sequence(-1, "warm-up", "warm-up", None, None, num_tokens, 2, Times(0.0), slot=0)
         sequence.output_ids += self.prefill([(sequence, audio)])
         self.decode([sequence])
 
     @torch.inference_mode()
-    def encode(self, requests: list[list[AudioFeatures]]) -> list[list[Tensor]]:
-        """The audio of several requests in one pass of the encoder.
-
-        Returns for each request its clips' embeddings, each [num_audio_tokens, hidden].
-        """
-        embeds = iter(self._family.embed_audio([clip for clips in requests for clip in clips]))
+    def encode(self, clips: list[AudioFeatures]) -> list[Tensor]:
+        """The embeddings of each clip, [num_audio_tokens, hidden]."""
+        embeds = self._family.embed_audio(clips)
         if self._family.device.type == "cuda":
             # so that the time is counted as the encoder's, not as the prefill's
             torch.cuda.synchronize(self._family.device)
-        return [[next(embeds) for _ in clips] for clips in requests]
+        return embeds
 
     @torch.inference_mode()
     def prefill(self, rows: list[tuple[Sequence, list[Tensor]]]) -> list[int]:

@@ -16,6 +16,9 @@ class EngineObserver(Protocol):
     def on_encode(self, seconds: float, num_audios: int) -> None:
         """One pass of the audio encoder."""
 
+    def on_audio_cache(self, num_hits: int, num_misses: int, num_bytes: int) -> None:
+        """Clips of newcomers that were, and were not, encoded already; what is kept of them now."""
+
     def on_prefill(self, seconds: float, num_rows: int) -> None:
         """One first pass of the decoder over the prompts of `num_rows` rows."""
 
@@ -33,6 +36,9 @@ class NullObserver:
         """Ignored."""
 
     def on_encode(self, seconds: float, num_audios: int) -> None:
+        """Ignored."""
+
+    def on_audio_cache(self, num_hits: int, num_misses: int, num_bytes: int) -> None:
         """Ignored."""
 
     def on_prefill(self, seconds: float, num_rows: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -232,3 +233,25 @@ def test_grouped_and_plain_attention_heads(tmp_path: Path) -> None:
         expected = [[reference(family, request, request.rows[0])] for request in requests]
         for packed in (True, False):
             assert answers_staggered(family, requests, packed=packed)[0] == expected
+
+
+def test_a_recording_that_comes_again_is_not_encoded_again(toy_family: ModelFamily) -> None:
+    class Cache(Leash):
+        outcomes: ClassVar[list[tuple[int, int]]] = []
+
+        def on_audio_cache(self, num_hits: int, num_misses: int, num_bytes: int) -> None:
+            assert num_bytes > 0
+            self.outcomes.append((num_hits, num_misses))
+
+    leash = Cache()
+    leash.let_go()
+    rows = [make_row(random_mask(toy_family, seed), n=6) for seed in range(3)]
+    first = make_request(toy_family, [1.0, 1.5], rows[0], seed=1)
+    again = make_request(toy_family, [1.0, 1.5], *rows[1:], seed=1)
+    with running_engine(toy_family, leash) as engine:
+        answers = [asyncio.run(engine.submit(request)) for request in (first, again)]
+    assert leash.encoded == [2]
+    assert leash.outcomes == [(0, 2), (2, 0)]
+    assert [row.token_ids for answer in answers for row in answer.rows] == [
+        reference(toy_family, first, row) for row in rows
+    ]

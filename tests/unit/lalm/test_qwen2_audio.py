@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from lalm.errors import EmptyAudioError
-from lalm.families import load_family
+from lalm.families import load_family, qwen2_audio
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor, gating
 from lalm.head_mask import HeadMask
@@ -108,7 +109,18 @@ def test_the_margin_is_needed_and_wide_enough(toy_family: ModelFamily) -> None:
     assert not torch.allclose(embed_width(101), embed_width(150), **CLOSE)
 
 
-def test_a_batch_of_different_lengths_equals_each_clip_alone(toy_family: ModelFamily) -> None:
+def encode_as_on_a_gpu(
+    patch: pytest.MonkeyPatch, batches: Callable[[Sequence[int]], list[list[int]]]
+) -> None:
+    patch.setattr(qwen2_audio, "_batches", lambda lengths, *, alone: batches(lengths))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_batch_of_different_lengths_equals_each_clip_alone(
+    toy_family: ModelFamily, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together:
+        encode_as_on_a_gpu(monkeypatch, lambda lengths: [list(range(len(lengths)))] if lengths else [])
     waveforms = [toy_waveform(seconds, seed) for seed, seconds in enumerate([0.05, 3.0, 1.013, 30.0, 0.7])]
     for alone, batched in zip(
         [embed(toy_family, waveform)[0] for waveform in waveforms], embed(toy_family, *waveforms), strict=True
@@ -118,7 +130,17 @@ def test_a_batch_of_different_lengths_equals_each_clip_alone(toy_family: ModelFa
     assert toy_family.embed_audio([]) == []
 
 
-def test_a_neighbour_in_the_encoder_batch_changes_nothing(toy_family: ModelFamily) -> None:
+def test_clips_of_much_the_same_length_are_encoded_together() -> None:
+    lengths = [100, 3000, 80, 2500, 74, 2000]
+    assert qwen2_audio._batches(lengths, alone=True) == [[1], [3], [5], [0], [2], [4]]
+    assert qwen2_audio._batches(lengths, alone=False) == [[1, 3], [5], [0, 2], [4]]
+    assert qwen2_audio._batches([], alone=False) == []
+
+
+def test_a_neighbour_in_the_encoder_batch_changes_nothing(
+    toy_family: ModelFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_as_on_a_gpu(monkeypatch, lambda lengths: [list(range(len(lengths)))])
     short, long = toy_waveform(1.0), toy_waveform(2.0)
     quiet = embed(toy_family, short, np.zeros_like(long))[0]
     assert torch.equal(quiet, embed(toy_family, short, long)[0])

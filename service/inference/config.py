@@ -1,0 +1,26 @@
+"""The limits of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    max_slots: rows decoded together.
+    max_waiting: rows that may wait beyond those.
+    max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
+        can do if that is less.
+    max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
+    max_audio_cache_bytes: encoded audio kept for recordings that come again; 0 keeps none.
+    packed: False to run the decoder padded even where the packed pass fits.
+    """
+
+    max_slots: int = 16
+    max_waiting: int = 64
+    max_sequence_tokens: int = 2048
+    max_prefill_tokens: int = 4096
+    max_audio_cache_bytes: int = 64 * 2**20
+    packed: bool = True
