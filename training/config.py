@@ -39,6 +39,9 @@ class DataConfig(_Section):
     max_train_examples: _Positive | None = None
     max_valid_examples: _Positive | None = 128
     cache_audio: bool = True  # keep every audio embedding in memory; off for corpora that do not fit
+    cache_folder: Path | None = None  # keep them in files there instead, for other trainings too
+    cache_max_gib: Annotated[float, Field(gt=0)] = 20.0  # how large that folder may grow
+    num_workers: Annotated[int, Field(ge=0)] = 0  # processes that decode and compute features ahead
 
 
 class OptimConfig(_Section):

@@ -29,6 +29,9 @@ class ManifestError(TrainingError):
         self.line = line
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ManifestError], tuple[Path, int | None, str]]:
+        return type(self), (self.path, self.line, self.reason)  # so that it can come from another process
+
 
 class CheckpointError(TrainingError):
     """A training checkpoint is missing, or belongs to another recipe."""

@@ -53,6 +53,14 @@ class Processes:
         """The sum of each value over all processes."""
         return [float(value) for value in self.summed(torch.tensor(values, dtype=torch.float64))]
 
+    def gathered(self, items: list[_Item]) -> list[_Item]:
+        """The items of all processes, those of the first one first."""
+        if self.count == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return list(gather_object(items))
+
     def wait(self) -> None:
         """Until every process is here."""
         self.sums(0.0)

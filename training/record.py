@@ -38,7 +38,8 @@ def recipe_of(
     kept["optim"]["batch_size"] = step_batch_size(config.optim, processes)
     del kept["optim"]["gradient_accumulation_steps"]
     run = config.run.model_dump(mode="json", include=_RUN_KEYS)
-    limits = config.data.model_dump(include={"max_train_examples", "max_valid_examples", "cache_audio"})
+    limits = config.data.model_dump(include={"max_train_examples", "max_valid_examples"})
+    limits["cache_audio"] = config.data.cache_audio and config.data.cache_folder is None
     sha256 = {"train": data.train_manifest.sha256, "valid": data.valid_manifest.sha256}
     return {**kept, **run, **limits, "fingerprint": family.identity.fingerprint, "manifest_sha256": sha256}
 

@@ -8,12 +8,14 @@ to rounding, however its batch is cut into processes and forward passes.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 
 from lalm.family import ModelFamily
-from training.batches import AnswerData
+from training.batches import AnswerData, Batch
 from training.checkpoint import TrainState
 from training.config import OptimConfig, TrainConfig
 from training.memory import gradient_checkpointing
@@ -33,9 +35,23 @@ class Stepper:
     plan: BatchPlan
     processes: Processes
 
-    def step(self, state: TrainState) -> dict[str, float]:
+    def batches(self, from_step: int) -> Generator[Batch, None, None]:
+        """What this process computes from `from_step` (from 0) to the last step; the audio is read ahead."""
+        return self.data.stream(self._parts(copy(self.plan), from_step))
+
+    def _parts(self, plan: BatchPlan, from_step: int) -> Iterator[list[int]]:
+        for step in range(from_step, self.config.optim.steps):
+            indices = plan.indices(step)
+            for part in self._share(len(indices)):
+                yield indices[part]
+
+    def _share(self, batch: int) -> Sequence[slice]:
+        return self.processes.share(forward_passes(batch, self.config.optim.batch_size))
+
+    def step(self, state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
         """Make the step after `state.step`, which is not counted up; returns what is logged.
 
+        batches: those of `batches`, from this step on.
         `loss` is that of the sampled gates, in nats, reduced as the recipe says.
         """
         optim, run, processes = self.config.optim, self.config.run, self.processes
@@ -46,8 +62,8 @@ class Stepper:
         leaf = gate.detach().requires_grad_()  # the backward passes of the parts end here
         nll = 0.0
         with gradient_checkpointing(self.family.decoder, enabled=run.gradient_checkpointing):
-            for part in processes.share(forward_passes(len(indices), optim.batch_size)):
-                loss = answer_loss(self.family, self.data.batch(indices[part]), leaf[:, part], run.amp)
+            for part in self._share(len(indices)):
+                loss = answer_loss(self.family, next(batches), leaf[:, part], run.amp)
                 state.scaler.scale(loss.total / over).backward()  # type: ignore[no-untyped-call]
                 nll += loss.total.item()
         num_active = gate.sum(dim=(0, 2)).mean()

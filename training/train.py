@@ -10,6 +10,7 @@ Source: AHAMask (arXiv 2509.01787), "Method" and the published training configur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lalm.families import load_family
 from lalm.family import ModelFamily
-from training.batches import AnswerData
+from training.batches import AnswerData, AudioEmbeddings
 from training.checkpoint import Selected, TrainLog, TrainState, has_checkpoint
 from training.config import TrainConfig
+from training.embedding_store import open_store
 from training.errors import TrainingError
 from training.interrupt import interrupt_after_step
 from training.manifest import Example, load_manifest
@@ -59,7 +61,7 @@ def train(
     processes = launched(config.run.device)
     family = family or load_configured_family(config, processes)
     with _progress(console, processes) as progress:
-        data = _load_data(config, family, progress)
+        data = _load_data(config, family, processes, progress)
         found: list[tuple[TrainConfig, Selected | None]] = []
         for seeded in config.by_seed:
             job = _Job(seeded, family, data, processes, progress)
@@ -84,20 +86,37 @@ def subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
     return [examples[index] for index in sorted(chosen)]
 
 
-def _load_data(config: TrainConfig, family: ModelFamily, progress: Progress) -> TrainData:
+def _load_data(
+    config: TrainConfig, family: ModelFamily, processes: Processes, progress: Progress
+) -> TrainData:
     data = config.data
-    manifests = [load_manifest(path, config.task, data.task) for path in (data.train, data.valid)]
-    limits = (data.max_train_examples, data.max_valid_examples)
-    train_data, valid_data = (
-        AnswerData(family, subset(manifest.examples, limit), keep_audio=data.cache_audio)
-        for manifest, limit in zip(manifests, limits, strict=True)
+    train_manifest, valid_manifest = (
+        load_manifest(path, config.task, data.task) for path in (data.train, data.valid)
     )
-    for name, part in (("train", train_data), ("valid", valid_data)):
-        if data.cache_audio:
-            bar = progress.add_task(f"audio embeddings: {name}", total=len(part.audio), state="")
-            for done in part.audio.warm():
-                progress.advance(bar, done)
-    return TrainData(manifests[0], manifests[1], train_data, valid_data)
+    limited = [
+        subset(train_manifest.examples, data.max_train_examples),
+        subset(valid_manifest.examples, data.max_valid_examples),
+    ]
+    store = open_store(data, family, processes)
+    train_audio, valid_audio = (
+        AudioEmbeddings(
+            family,
+            examples,
+            keep=data.cache_audio and store is None,
+            store=store,
+            num_workers=data.num_workers,
+        )
+        for examples in limited
+    )
+    kept = {"train": train_audio, "valid": valid_audio} if data.cache_audio or store is not None else {}
+    for name, audio in kept.items():
+        bar = progress.add_task(f"audio embeddings: {name}", total=len(audio), state="")
+        for done in audio.warm(processes):
+            progress.advance(bar, done)
+    if store is not None:
+        progress.console.print(store.describe(), highlight=False, soft_wrap=True)
+    parts = (AnswerData(family, train_audio), AnswerData(family, valid_audio))
+    return TrainData(train_manifest, valid_manifest, *parts)
 
 
 @dataclass(frozen=True)
@@ -146,10 +165,11 @@ def _run(job: _Job, state: TrainState, recipe: dict[str, Any]) -> None:
     bar = job.progress.add_task(name, total=steps, completed=state.step, state="")
     with (
         TrainLog(config.run_folder if is_main else None, state.step, tensorboard=run.tensorboard) as log,
+        closing(stepper.batches(state.step)) as batches,
         interrupt_after_step() as stop,
     ):
         while state.step < steps and not is_stale(config, state):
-            values = stepper.step(state)
+            values = stepper.step(state, batches)
             state.step += 1
             if state.step % run.valid_every == 0 or state.step == steps:
                 values |= validate(config, job.family, job.data.valid, state, processes)

@@ -14,7 +14,7 @@ import torch
 
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, MaskFile
-from training.batches import AnswerData
+from training.batches import AnswerData, AudioEmbeddings
 from training.checkpoint import CHECKPOINT, LOG, has_checkpoint
 from training.config import TrainConfig
 from training.errors import CheckpointError, TrainingError
@@ -62,7 +62,7 @@ def test_two_steps_lower_the_loss_and_write_a_mask_file(
     mask_file.check_model(toy_family.identity, path)
     assert 0 < mask_file.head_mask.num_active < mask_file.head_mask.total
     examples = load_manifest(config.data.train, config.task).examples
-    data = AnswerData(toy_family, examples, keep_audio=True)
+    data = AnswerData(toy_family, AudioEmbeddings(toy_family, examples, keep=True))
     losses = [
         mean_loss(toy_family, data, head_mask, batch_size=4, reduction="sample_sum")
         for head_mask in (HeadMask.ones(3, 8), mask_file.head_mask)
@@ -328,7 +328,7 @@ def test_audio_that_is_not_kept_gives_the_same_losses(
     for cached in (True, False):
         config = make_recipe(data={"cache_audio": cached})
         examples = load_manifest(config.data.valid, config.task).examples
-        data = AnswerData(toy_family, examples, keep_audio=cached)
+        data = AnswerData(toy_family, AudioEmbeddings(toy_family, examples, keep=cached))
         list(data.audio.warm())
         losses.append(mean_loss(toy_family, data, None, batch_size=2, reduction="token_mean"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -339,7 +339,7 @@ def test_the_loss_is_that_of_plain_next_token_prediction(
 ) -> None:
     """A padded batch against the whole model, one example at a time, with every logit computed."""
     examples = load_manifest(make_recipe().data.valid, make_recipe().task).examples
-    data = AnswerData(toy_family, examples, keep_audio=True)
+    data = AnswerData(toy_family, AudioEmbeddings(toy_family, examples, keep=True))
     batch = data.batch(range(len(examples)))
     loss = answer_loss(toy_family, batch, None)
 
@@ -362,7 +362,7 @@ def test_the_loss_is_that_of_plain_next_token_prediction(
 
 def test_each_row_is_trained_under_its_own_gate(toy_family: ModelFamily, make_recipe: MakeRecipe) -> None:
     examples = load_manifest(make_recipe().data.valid, make_recipe().task).examples
-    data = AnswerData(toy_family, examples, keep_audio=True)
+    data = AnswerData(toy_family, AudioEmbeddings(toy_family, examples, keep=True))
     gate = torch.ones(3, 2, 8, requires_grad=True)
     batch = data.batch([0, 1])
     output = toy_family.decoder(inputs_embeds=batch.inputs_embeds, use_cache=False, head_gate=gate)
