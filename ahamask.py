@@ -24,7 +24,16 @@ _EXIT_CODES = (
     "Exit codes: 0 done; 1 something failed, one line on standard error says what; "
     "2 the command, an argument or a setting is wrong; 130 interrupted."
 )
-_EXTRA_TRAIN = ("accelerate", "jiwer", "sacrebleu", "tensorboard")
+_EXTRAS = {
+    "accelerate": "train",
+    "jiwer": "train",
+    "matplotlib": "train",
+    "pycocoevalcap": "captions",
+    "sacrebleu": "train",
+    "scipy": "train",
+    "tensorboard": "train",
+    "whisper_normalizer": "train",
+}
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, epilog=_EXIT_CODES, **_PLAIN)
@@ -40,9 +49,10 @@ def main() -> int:
     except typer.TyperException as error:
         return _usage(error)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA_TRAIN:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        _complain(f"{error.name} is not installed; pip install 'ahamask[train]' has it")
+        _complain(f"{error.name} is not installed; pip install 'ahamask[{extra}]' has it")
         return FAILED
     except _settings_error() as error:
         _complain(str(error))

@@ -61,24 +61,36 @@ def evaluate(
     max_examples: Annotated[int | None, typer.Option(min=1, help="Use so many of the split.")] = None,
     overrides: _Set = None,
     write: Annotated[bool, typer.Option("--write", help="Put the numbers into the mask files.")] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Another mask file of the task; may be repeated."),
+    ] = None,
     answers: Annotated[Path | None, typer.Option(help="Write every answer here, JSONL.")] = None,
     table: Annotated[bool, typer.Option("--table", help="Print a Markdown table.")] = False,
+    paper_table: Annotated[bool, typer.Option("--paper-table", help="The same as in the paper.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print the mask minus instructions, by paired bootstrap.")
+    ] = False,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Print confusion matrices.")] = False,
+    num_resamples: Annotated[int, typer.Option(min=10, help="Resamples of a bootstrap.")] = 1000,
 ) -> None:
     """Measure the head masks of recipes.
 
     Compares them with the instruction, with random head masks of the same size, and with neither. Answers
-    come from plain Hugging Face generate, not from the service's engine.
+    come from plain Hugging Face generate, not from the service's engine. --json has 95 % intervals.
 
     \b
     ahamask evaluate training/recipes/gr.toml --condition mask --max-examples 100
-    ahamask evaluate training/recipes/*.toml --table
+    ahamask evaluate training/recipes/*.toml --paper-table --num-beams 4
+    ahamask evaluate training/recipes/gr.toml --compare --against runs/gr-seed1/gr.json
     """
-    if table and as_json:
-        raise typer.BadParameter("--table and --json exclude each other")
+    if sum((table, paper_table, as_json)) > 1:
+        raise typer.BadParameter("--table, --paper-table and --json exclude each other")
     values = _overrides(overrides)
+    from training.answer_lines import write_answers
     from training.config import load_config
-    from training.evaluate import EvaluateOptions, write_answers
+    from training.evaluate import EvaluateOptions
 
     options = EvaluateOptions(
         split=split,
@@ -87,12 +99,27 @@ def evaluate(
         num_beams=num_beams,
         batch_size=batch_size,
         max_examples=max_examples,
+        against=tuple(against or ()),
     )
     configs = [load_config(recipe, values) for recipe in recipes]
     evaluations = list(_evaluations(configs, options, write=write))
     if answers is not None:
         write_answers(evaluations, answers)
-    _print(evaluations, markdown=table, as_json=as_json)
+    from training import table as tables
+
+    if as_json:
+        for row in tables.json_table(evaluations, num_resamples):
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    if table or paper_table:
+        made = tables.paper_table(evaluations) if paper_table else tables.markdown_table(evaluations)
+        typer.echo(made, nl=False)
+    else:
+        _print_table(evaluations)
+    for line in tables.comparison_rows(evaluations, num_resamples) if compare else ():
+        typer.echo(line)
+    if confusion:
+        typer.echo(tables.confusion_tables(evaluations), nl=False)
 
 
 def _evaluations(
@@ -110,18 +137,12 @@ def _evaluations(
         yield evaluate_recipe(config, options, family=loaded[1], write=write)
 
 
-def _print(evaluations: list[TaskEvaluation], *, markdown: bool, as_json: bool) -> None:
+def _print_table(evaluations: list[TaskEvaluation]) -> None:
     from rich.console import Console
 
-    from training.table import json_table, markdown_table, rich_table
+    from training.table import rich_table
 
-    if as_json:
-        for row in json_table(evaluations):
-            typer.echo(json.dumps(row, ensure_ascii=False))
-    elif markdown:
-        typer.echo(markdown_table(evaluations), nl=False)
-    else:
-        Console().print(rich_table(evaluations))
+    Console().print(rich_table(evaluations))
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:

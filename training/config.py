@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lalm.task import OutputKind, TaskSpec
 from training.errors import ConfigError
+from training.metrics import TextMetric
 
 Amp = Literal["off", "bfloat16", "float16"]
 
@@ -132,7 +133,7 @@ class TrainConfig(_Section):
     out: Path
     instruction: str | None = None
     instructions: tuple[str, ...] = ()
-    text_metric: Literal["wer", "bleu"] = "wer"
+    text_metric: TextMetric = "wer"
     task: TaskSpec
     data: DataConfig
     optim: OptimConfig
@@ -155,7 +156,7 @@ class TrainConfig(_Section):
             raise ValueError("give either instruction or instructions")
         if self.out.name != f"{self.task.name}.json":
             raise ValueError(f"out: a mask of task {self.task.name!r} goes into {self.task.name}.json")
-        if self.text_metric == "bleu" and self.task.output.kind is OutputKind.LABEL:
+        if self.text_metric != "wer" and self.task.output.kind is OutputKind.LABEL:
             raise ValueError("text_metric: a label has no text to score")
         return self
 

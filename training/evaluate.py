@@ -1,4 +1,4 @@
-"""How well a task is done: under its head mask, with an instruction, under random masks, and with nothing.
+"""How well a task is done: under its head mask, other head masks, with an instruction, and with nothing.
 
 An independent reference for the service: it shares the model and the gate with it, and decodes by plain
 Hugging Face generate.
@@ -6,11 +6,10 @@ Hugging Face generate.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,17 +19,15 @@ from rich.progress import Progress
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, MaskFile
 from lalm.task import TaskSpec
-from training.batches import AudioEmbeddings
+from training.bench import Bench, Condition, Plan, Run
 from training.config import TrainConfig
 from training.errors import ConfigError
-from training.generation import answers_of
 from training.manifest import Example, Manifest, load_manifest
-from training.scores import score
+from training.metrics.measured import NUM_RESAMPLES, Comparison, compare
 from training.train import load_configured_family, subset
 
-Condition = Literal["mask", "instruction", "random", "none"]
 Split = Literal["train", "valid", "test"]
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+CONDITIONS: tuple[Condition, ...] = ("mask", "instruction", "random", "none")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class EvaluateOptions:
     """What is measured, and how it is decoded.
 
     A recipe without an instruction has no condition `instruction`; `random` draws `num_random` head masks
-    with as many active heads as the task's own.
+    with as many active heads as the task's own. `against` are mask files of the same task and model.
     """
 
     split: Split = "test"
@@ -47,17 +44,7 @@ class EvaluateOptions:
     num_beams: int = 1
     batch_size: int = 16
     max_examples: int | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One decoding of a split; `detail` is the instruction, or the seed of a random head mask."""
-
-    condition: Condition
-    detail: str | None
-    num_active: int
-    metrics: dict[str, float]
-    answers: tuple[str, ...]
+    against: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,16 +63,6 @@ class TaskEvaluation:
         return [run for run in self.runs if run.condition == condition]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What distinguishes the runs of a task."""
-
-    condition: Condition
-    detail: str | None
-    head_mask: HeadMask | None
-    instruction: str | None
-
-
 def evaluate(
     config: TrainConfig,
     options: EvaluateOptions = EvaluateOptions(),
@@ -98,23 +75,24 @@ def evaluate(
 
     Raises:
         TrainingError: the recipe has no such split, or its manifest cannot be used.
-        HeadMaskError: the recipe's mask file cannot be used with its model.
+        HeadMaskError: a mask file cannot be used with the recipe's model.
     """
     if write and "mask" not in options.conditions:
         raise ConfigError("only numbers of the head mask are written; it is not among the conditions")
     if config.run.num_threads is not None:
         torch.set_num_threads(config.run.num_threads)
-    manifest = _split_manifest(config, options.split)
+    manifest = split_manifest(config, options.split)
     family = family or load_configured_family(config)
-    mask_file = _mask_file(config, family) if {"mask", "random"} & set(options.conditions) else None
+    needs_mask = {"mask", "random"} & set(options.conditions)
+    mask_file = load_mask(config, config.out, family) if needs_mask else None
+    others = {path: load_mask(config, path, family).head_mask for path in options.against}
     examples = tuple(subset(manifest.examples, options.max_examples))
-    audio = AudioEmbeddings(family, examples, keep=config.data.cache_audio)
-    plans = list(_plans(config, options, mask_file))
+    plans = [*_plans(config, options, mask_file)]
+    plans += [Plan("other", str(path), head_mask) for path, head_mask in others.items()]
     with Progress(console=console or Console(stderr=True)) as progress:
-        bar = progress.add_task(f"audio embeddings: {config.task.name}", total=len(examples))
-        for done in audio.warm():
-            progress.advance(bar, done)
-        runs = tuple(_run(config, options, family, audio, examples, plan, progress) for plan in plans)
+        decoding = {"num_beams": options.num_beams, "batch_size": options.batch_size}
+        bench = Bench(config, family, examples, progress, **decoding)
+        runs = tuple(bench.run(plan) for plan in plans)
     identity = family.identity
     evaluation = TaskEvaluation(
         task=config.task,
@@ -142,80 +120,55 @@ def mask_record(evaluation: TaskEvaluation) -> dict[str, str | int | float]:
     }
 
 
-def write_answers(evaluations: Collection[TaskEvaluation], path: Path) -> None:
-    """Every answer of every run, one JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for evaluation in evaluations:
-            for run in evaluation.runs:
-                for example, answer in zip(evaluation.examples, run.answers, strict=True):
-                    parsed = evaluation.task.parse(answer)
-                    line = {
-                        "task": evaluation.task.name,
-                        "condition": run.condition,
-                        "detail": run.detail,
-                        "files": [str(file) for files in example.recordings for file in files],
-                        "reference": example.text,
-                        "answer": answer,
-                        "result": parsed.result,
-                        "format_ok": parsed.format_ok,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def comparisons(
+    evaluation: TaskEvaluation, num_resamples: int = NUM_RESAMPLES
+) -> Iterator[tuple[Run, list[Comparison]]]:
+    """The head mask minus each instruction and each other mask, by paired bootstrap."""
+    for masked in evaluation.of("mask"):
+        for run in (*evaluation.of("instruction"), *evaluation.of("other")):
+            pairs = zip(masked.scores.measured, run.scores.measured, strict=True)
+            compared = (compare(one, two, len(evaluation.examples), num_resamples) for one, two in pairs)
+            yield run, [comparison for comparison in compared if comparison is not None]
 
 
-def _split_manifest(config: TrainConfig, split: Split) -> Manifest:
+def split_manifest(config: TrainConfig, split: Split) -> Manifest:
+    """The manifest of a recipe's split.
+
+    Raises:
+        ConfigError: the recipe has none.
+        ManifestError: it cannot be used.
+    """
     path = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}[split]
     if path is None:
         raise ConfigError(f"{config.name}: data.{split} is not given")
     return load_manifest(path, config.task, config.data.task)
 
 
-def _mask_file(config: TrainConfig, family: ModelFamily) -> MaskFile:
-    mask_file = MaskFile.load(config.out)
-    mask_file.check_model(family.identity, config.out)
+def load_mask(config: TrainConfig, path: Path, family: ModelFamily) -> MaskFile:
+    """A mask file for the recipe's task and model.
+
+    Raises:
+        HeadMaskError: it cannot be used, or was made for another model.
+        ConfigError: its answers have another form than the recipe's.
+    """
+    mask_file = MaskFile.load(path)
+    mask_file.check_model(family.identity, path)
+    if mask_file.task.output != config.task.output:
+        raise ConfigError(f"{path}: its answers have another form than those of task {config.task.name!r}")
     return mask_file
 
 
-def _plans(config: TrainConfig, options: EvaluateOptions, mask_file: MaskFile | None) -> Iterator[_Plan]:
+def _plans(config: TrainConfig, options: EvaluateOptions, mask_file: MaskFile | None) -> Iterator[Plan]:
     wanted = options.conditions
     if "mask" in wanted and mask_file is not None:
-        yield _Plan("mask", None, mask_file.head_mask, None)
+        yield Plan("mask", None, mask_file.head_mask)
     if "instruction" in wanted:
         for instruction in config.all_instructions:
-            yield _Plan("instruction", instruction, None, instruction)
+            yield Plan("instruction", instruction, None, instruction)
     if "random" in wanted and mask_file is not None:
         own = mask_file.head_mask
         for seed in range(options.num_random):
             drawn = HeadMask.random(own.num_active, np.random.default_rng(seed), own.heads.shape)
-            yield _Plan("random", str(seed), drawn, None)
+            yield Plan("random", str(seed), drawn)
     if "none" in wanted:
-        yield _Plan("none", None, None, None)
-
-
-def _run(
-    config: TrainConfig,
-    options: EvaluateOptions,
-    family: ModelFamily,
-    audio: AudioEmbeddings,
-    examples: tuple[Example, ...],
-    plan: _Plan,
-    progress: Progress,
-) -> Run:
-    name = plan.condition if plan.condition != "random" else f"random {plan.detail}"
-    bar = progress.add_task(f"{config.task.name}: {name}", total=len(examples))
-    answers = answers_of(
-        family,
-        audio,
-        head_mask=plan.head_mask,
-        instruction=plan.instruction,
-        max_new_tokens=config.task.max_new_tokens,
-        num_beams=options.num_beams,
-        batch_size=options.batch_size,
-        on_done=lambda done: progress.advance(bar, done),
-    )
-    references = [example.text for example in examples]
-    metrics = score(config.task, references, answers, config.text_metric)
-    identity = family.identity
-    total = identity.num_layers * identity.num_heads
-    num_active = total if plan.head_mask is None else plan.head_mask.num_active
-    return Run(plan.condition, plan.detail, num_active, metrics, tuple(answers))
+        yield Plan("none")

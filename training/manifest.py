@@ -5,9 +5,10 @@ Two forms, told apart by their content:
     JSON     {"annotation": [{"path", "text", "task", optional "expand_wav": [...], optional "Q"}, ...]}
     JSONL    one such object a line
 
-`path` and `expand_wav` are relative to the folder of the manifest. For a task on one recording the files of
-`expand_wav` are joined to it with 0.1 s of silence between; for a task on two recordings `expand_wav` names
-the second one. `Q`, the instruction of a published manifest, is kept and not used for training.
+Files are relative to the folder of the manifest. For a task on one recording the files of `expand_wav` are
+joined to `path` with 0.1 s of silence between. A task on two recordings names both in `paths`, or the second
+one in `expand_wav`. `references` are further right answers, for metrics that know several. `Q`, the
+instruction of a published manifest, is kept and not used for training.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from lalm.audio import SAMPLE_RATE_HZ, AudioLimits, decode_audio
 from lalm.audio_input import AudioInput, join
@@ -35,11 +36,25 @@ _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    path: _Text
+    path: _Text | None = None
+    paths: list[_Text] | None = None
     text: _Text
     task: _Text
     expand_wav: list[_Text] = []
+    references: list[_Text] = []
     Q: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_name_the_files(self) -> Self:
+        if (self.path is None) == (self.paths is None):
+            raise ValueError("either path or paths is needed")
+        if self.paths is not None and self.expand_wav:
+            raise ValueError("paths and expand_wav exclude each other")
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        return self.paths if self.paths is not None else [self.path or "", *self.expand_wav]
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,12 @@ class Example:
     instruction: str | None
     manifest: Path
     line: int
+    more_references: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every right answer, `text` first."""
+        return (self.text, *self.more_references)
 
     def waveforms(
         self, max_duration_s: float, audio_input: AudioInput = AudioInput()
@@ -161,20 +182,23 @@ def _example(path: Path, line: int, value: object, task: TaskSpec, name: str) ->
         detail = error.errors()[0]
         key = ".".join(str(part) for part in detail["loc"]) or "annotation"
         reason = "is empty" if detail["type"] == "string_pattern_mismatch" else detail["msg"]
+        reason = reason.removeprefix("Value error, ")
         raise ManifestError(path, line, f"{key}: {reason}") from error
     if entry.task != name:
         raise ManifestError(path, line, f"unknown task {entry.task!r}, this recipe is for {name!r}")
-    if not task.parse(entry.text).format_ok:
-        raise ManifestError(path, line, f"text {entry.text!r} is not an answer of task {task.name!r}")
-    files = [path.parent / file for file in (entry.path, *entry.expand_wav)]
+    for text in (entry.text, *entry.references):
+        if not task.parse(text).format_ok:
+            raise ManifestError(path, line, f"text {text!r} is not an answer of task {task.name!r}")
+    files = [path.parent / file for file in entry.files]
     for file in files:
         if not file.is_file():
             raise ManifestError(path, line, f"there is no file {file}")
-    if task.num_audios == 1:
+    if task.num_audios == 1 and entry.paths is None:
         recordings: tuple[tuple[Path, ...], ...] = (tuple(files),)
     elif len(files) == task.num_audios:
         recordings = tuple((file,) for file in files)
     else:
         reason = f"task {task.name!r} needs {task.num_audios} recordings, found {len(files)}"
         raise ManifestError(path, line, reason)
-    return Example(recordings, entry.text.strip(), entry.Q, path, line)
+    more = tuple(text.strip() for text in entry.references)
+    return Example(recordings, entry.text.strip(), entry.Q, path, line, more)

@@ -13,12 +13,27 @@ from rich.console import Console
 from lalm.errors import HeadMaskError
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, MaskFile
+from lalm.task import OutputKind, OutputSpec
 from tests.toy import toy_waveform
+from training.answer_lines import write_answers
+from training.batches import AudioEmbeddings
+from training.bench import Run
 from training.config import TrainConfig
 from training.errors import ConfigError
-from training.evaluate import EvaluateOptions, Run, TaskEvaluation, evaluate, write_answers
-from training.generation import generate
-from training.table import json_table, markdown_table, rich_table
+from training.evaluate import EvaluateOptions, TaskEvaluation, comparisons, evaluate
+from training.generation import by_equal_length, generate
+from training.label_scores import label_scores
+from training.manifest import load_manifest
+from training.metrics.measured import averaged
+from training.scores import Scores
+from training.table import (
+    comparison_rows,
+    confusion_tables,
+    json_table,
+    markdown_table,
+    paper_table,
+    rich_table,
+)
 
 MakeRecipe = Callable[..., TrainConfig]
 
@@ -120,7 +135,7 @@ def test_every_condition_is_measured(toy_family: ModelFamily, make_recipe: MakeR
         ("none", None),
     ]
     assert [run.num_active for run in result.runs] == [15, 24, 15, 15, 15, 24]
-    assert all(len(run.answers) == 5 and set(run.metrics) == {"ifr", "acc"} for run in result.runs)
+    assert all(len(run.answers) == 5 and set(run.metrics) == {"ifr", "acc", "f1"} for run in result.runs)
     by_name = {(run.condition, run.detail): run.answers for run in result.runs}
     assert len({by_name["mask", None], by_name["instruction", "What is said?"], by_name["none", None]}) == 3
 
@@ -193,12 +208,17 @@ def test_every_answer_is_written_with_its_reference(
         assert line["reference"] in ("male", "female")
         assert Path(line["files"][0]).is_file()
         assert line["format_ok"] == (line["result"]["label"] is not None)
+        assert line["scores"] == {
+            "ifr": 100.0 * line["format_ok"],
+            "acc": 100.0 * (line["result"]["label"] == line["reference"]),
+        }
 
 
 @pytest.fixture
 def measured(make_recipe: MakeRecipe) -> TaskEvaluation:
     def run(condition: Any, acc: float, detail: str | None = None) -> Run:
-        return Run(condition, detail, 15, {"ifr": 100.0, "wer_transcript": acc}, ())
+        measured = (averaged("ifr", np.array([100.0])), averaged("wer_transcript", np.array([acc])))
+        return Run(condition, detail, 15, Scores(measured, {}), ("male",))
 
     runs = (run("mask", 98.04), run("random", 50.0, "0"), run("random", 20.0, "1"), run("none", 3.0))
     return TaskEvaluation(make_recipe().task, "test", (), "f" * 64, 24, 1, runs)
@@ -211,6 +231,85 @@ def test_the_markdown_table(measured: TaskEvaluation) -> None:
         "| gr | IFR ↑ | 15 of 24 | 100.0 | – | 100.0 [100.0–100.0] | 100.0 |\n"
         "| gr | WER transcript ↓ | 15 of 24 | 98.0 | – | 35.0 [20.0–50.0] | 3.0 |\n"
     )
+
+
+def test_the_papers_table_has_a_row_a_task(measured: TaskEvaluation) -> None:
+    assert paper_table([measured]) == (
+        "| Task | Metric | Active heads | Mask, no instruction | Instruction, no mask |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| gr | IFR ↑ / WER transcript ↓ | 15 of 24 | 100.00 / 98.04 | – |\n"
+    )
+
+
+def test_another_mask_is_compared_by_paired_bootstrap(
+    toy_family: ModelFamily, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    config = make_recipe()
+    mask_file = write_mask(config, toy_family)
+    same = tmp_path / "other" / "gr.json"
+    mask_file.save(same)
+    options = EvaluateOptions(conditions=("mask", "instruction"), against=(same,))
+    result = evaluate(config, options, family=toy_family)
+    assert [run.condition for run in result.runs] == ["mask", "instruction", "other"]
+    assert result.runs[2].answers == result.runs[0].answers
+    by_run = {run.condition: compared for run, compared in comparisons(result, 50)}
+    assert set(by_run) == {"instruction", "other"}
+    assert [one.metric for one in by_run["other"]] == ["ifr", "acc", "f1"]
+    assert all((one.difference, one.p_value) == (0.0, 1.0) for one in by_run["other"])
+    assert "Other masks" in markdown_table([result])
+    assert sum("mask minus other" in line for line in comparison_rows([result], 50)) == 3
+    (record,) = json_table([result], 50)
+    assert record["mask_minus"][1]["metrics"]["acc"]["p_value"] == 1.0
+    low, high = record["runs"][0]["intervals"]["acc"]
+    assert low <= record["runs"][0]["metrics"]["acc"] <= high
+
+
+def test_a_mask_with_another_form_of_answer_is_not_compared(
+    toy_family: ModelFamily, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    config = make_recipe()
+    mask_file = write_mask(config, toy_family)
+    other_task = config.task.model_copy(update={"output": OutputSpec(kind=OutputKind.TEXT)})
+    mask_file.model_copy(update={"task": other_task}).save(tmp_path / "other" / "gr.json")
+    with pytest.raises(ConfigError, match="another form"):
+        evaluate(config, EvaluateOptions(against=(tmp_path / "other" / "gr.json",)), family=toy_family)
+
+
+def test_the_probability_of_a_label_is_that_of_its_tokens_and_the_end(
+    toy_family: ModelFamily, make_recipe: MakeRecipe
+) -> None:
+    examples = load_manifest(make_recipe().data.valid, make_recipe().task).examples
+    audio = AudioEmbeddings(toy_family, examples, keep=True)
+    head_mask = HeadMask.random(12, np.random.default_rng(0), (3, 8))
+    together = label_scores(
+        toy_family, audio, ["male", "female"], head_mask=head_mask, instruction="What is said?"
+    )
+    gate = torch.tensor(head_mask.heads, dtype=torch.float32)[:, None]
+    ids = torch.tensor(toy_family.encode_text("female"))
+    with torch.no_grad():
+        prompt = toy_family.embed_prompt(audio.get([3])[0], "What is said?")
+        embedded = toy_family.decoder.get_input_embeddings()(ids)
+        hidden = toy_family.decoder(
+            inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False, head_gate=gate
+        ).last_hidden_state[0]
+        probabilities = toy_family.lm_head(hidden[len(prompt) - 1 :]).softmax(-1)
+    expected = probabilities[-1, sorted(toy_family.eos_token_ids)].sum().log()
+    expected += probabilities[torch.arange(len(ids)), ids].log().sum()
+    assert together.shape == (5, 2)
+    assert together[3, 1] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_confusion_matrices_are_printed(toy_family: ModelFamily, make_recipe: MakeRecipe) -> None:
+    result = evaluate(make_recipe(), EvaluateOptions(conditions=("instruction",)), family=toy_family)
+    assert "| label ↓ answered → | male | female | none of them |" in confusion_tables([result])
+
+
+def test_equal_lengths_share_a_batch_where_there_are_enough() -> None:
+    batches = by_equal_length([5, 3, 5, 9, 5, 3, 5, 5], batch_size=4)
+    assert sorted(index for batch in batches for index in batch) == list(range(8))
+    assert [0, 2, 4, 6] in batches
+    assert [1, 5] in batches
+    assert all(len(batch) <= 4 for batch in batches)
 
 
 def test_the_table_for_a_terminal_and_for_a_script(measured: TaskEvaluation) -> None:

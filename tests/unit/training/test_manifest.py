@@ -88,6 +88,19 @@ def test_a_model_of_one_clip_takes_the_pair_joined_and_the_channel_it_hears(fold
     assert not waveform[8_000:9_600].any()
 
 
+def test_a_pair_may_be_named_by_paths(folder: Path) -> None:
+    pair = {"paths": ["a.wav", "b.wav"], "text": "male", "task": "gr"}
+    (example,) = load_manifest(write_lines(folder, pair), PAIR).examples
+    assert example.recordings == ((folder / "a.wav",), (folder / "b.wav",))
+    with pytest.raises(ManifestError, match="needs 1 recordings, found 2"):
+        load_manifest(write_lines(folder, pair), GR)
+
+
+def test_further_right_answers_are_kept(folder: Path) -> None:
+    (example,) = load_manifest(write_lines(folder, entry(references=["female"])), GR).examples
+    assert example.references == ("male", "female")
+
+
 def test_the_task_may_have_another_name_in_the_manifest(folder: Path) -> None:
     path = write_lines(folder, entry(task="gender_recognition"))
     assert len(load_manifest(path, GR, "gender_recognition").examples) == 1
@@ -104,6 +117,10 @@ def test_the_task_may_have_another_name_in_the_manifest(folder: Path) -> None:
         (entry(speaker=3), "speaker:"),
         (entry(text=3), "text:"),
         ({"path": "a.wav", "task": "gr"}, "text: Field required"),
+        ({"text": "male", "task": "gr"}, "either path or paths"),
+        (entry(paths=["a.wav"]), "either path or paths"),
+        ({"paths": ["a.wav"], "expand_wav": ["b.wav"], "text": "male", "task": "gr"}, "exclude each other"),
+        (entry(references=["child"]), "'child' is not an answer"),
         ([1], "annotation:"),
     ],
 )

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lalm.task import TaskSpec
-from training.scores import goodness, normalise, score
+from training.scores import goodness, is_main, measure, metric_title, score
 
 GENDER = {"name": "gender", "labels": ["male", "female"]}
 FIELDS = {"kind": "fields", "separator": "|", "fields": [{"name": "transcript"}, GENDER]}
@@ -28,8 +29,44 @@ def test_errors_are_counted_over_the_corpus_not_averaged_over_sentences() -> Non
     )
 
 
-def test_punctuation_goes_and_apostrophes_inside_words_stay() -> None:
-    assert normalise("  Don\u2019t 'STOP'_now,  Über-alles! ") == "don't stop now über alles"
+def test_all_metrics_of_a_task_by_the_form_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.metrics.captions.meteor", lambda *_: None)  # seconds to start
+
+    def names(output: dict[str, Any], reference: str, metric: Any = "wer") -> list[str]:
+        return [one.name for one in measure(task(output), [[reference]], [reference], metric).measured]
+
+    assert names({"kind": "text"}, "go") == ["wer", "cer"]
+    assert names({"kind": "text"}, "go", "bleu") == ["bleu", "chrf"]
+    assert names({"kind": "text"}, "go", "rouge") == ["rouge", "cider"]
+    assert names({"kind": "label", "labels": ["male", "female"]}, "male") == ["ifr", "acc", "f1"]
+    assert names(FIELDS, "go | male") == ["ifr", "wer", "cer", "acc", "f1"]
+
+
+def test_the_main_metrics_are_the_same_in_both() -> None:
+    references, answers = ["go home | male", "stop now | female"], ["go home | female", "stop | female"]
+    scores = measure(task(FIELDS), [[text] for text in references], answers)
+    main = {one.name: one.value for one in scores.measured if is_main(one.name)}
+    assert main == score(task(FIELDS), references, answers)
+
+
+def test_the_confusion_matrix_counts_answers_that_are_no_label() -> None:
+    gr = task({"kind": "label", "labels": ["male", "female"]})
+    scores = measure(gr, [["male"], ["male"], ["female"]], ["male", "a man", "male"])
+    assert scores.confusions["label"].labels == ("male", "female")
+    assert scores.confusions["label"].counts.tolist() == [[1, 0, 1], [1, 0, 0]]
+
+
+def test_the_equal_error_rate_of_a_verification_task() -> None:
+    asv = task({"kind": "label", "labels": ["yes", "no"]}).model_copy(update={"num_audios": 2})
+    likely = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
+    scores = measure(asv, [["yes"], ["yes"], ["no"], ["no"]], ["yes", "no", "yes", "no"], "wer", likely)
+    assert {one.name: one.value for one in scores.measured}["eer"] == pytest.approx(50.0)
+
+
+def test_titles_say_which_way_is_better() -> None:
+    assert metric_title("wer_transcript") == "WER transcript ↓"
+    assert metric_title("rouge") == "ROUGE-L ↑"
+    assert metric_title("eer") == "EER ↓"
 
 
 def test_bleu_where_the_recipe_asks_for_it() -> None:
