@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Checkpoint folder or Hugging Face id.  [AHAMASK_MODEL; default: tiny-lalm]"),
+    typer.Option(
+        help="Checkpoint folder, model file or Hugging Face id.  [AHAMASK_MODEL; default: tiny-lalm]"
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.  [AHAMASK_REVISION]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [AHAMASK_DEVICE; default: cpu]")]

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     model: str = Field(
         str(tiny.CHECKPOINT),
         min_length=1,
-        description="Folder of a checkpoint or its Hugging Face id; by default the embedded tiny-lalm.",
+        description="Folder of a checkpoint, a model file, or a Hugging Face id; by default tiny-lalm.",
     )
     revision: str | None = Field(None, description="Revision (branch, tag, commit) of a Hugging Face id.")
     device: str = Field("cpu", min_length=1, description="Where the model runs: cpu, cuda, cuda:1.")

@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from lalm import tiny
 from lalm.errors import ModelError
-from lalm.families.model_file import ModelFile
+from lalm.families.model_file import SUFFIXES, ModelFile
 from lalm.families.qwen2_audio import identify_qwen2_audio, load_qwen2_audio
 from lalm.families.salmonn import identify_salmonn, load_salmonn
 from lalm.family import ModelFamily
@@ -108,7 +108,7 @@ class _Found:
 
 def _find(path_or_id: str, revision: str | None, name: str | None) -> _Found:
     path = Path(path_or_id).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix in SUFFIXES:
         if revision is not None:
             raise ModelError(f"{path_or_id}: a model file has no revision {revision!r}")
         file = ModelFile.load(path)

@@ -10,6 +10,8 @@ from typing import Any
 
 from lalm.errors import ModelError
 
+SUFFIXES = (".toml", ".json")
+
 
 @dataclass(frozen=True)
 class ModelFile:

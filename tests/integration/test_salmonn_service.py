@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_several_tasks_share_a_batch(client: TestClient) -> None:
     results = post(client, "/tasks?tasks=asr,asr-plain", clip(0))["results"]
     expected = {task: Reference().case(0, case)["greedy_text"][0].strip() for task, case in TASKS.items()}
     assert {task: answer["text"] for task, answer in results.items()} == expected
+
+
+def test_clips_of_all_lengths_at_a_time_are_answered_as_each_alone(client: TestClient) -> None:
+    asked = [(task, number) for task in TASKS for number in range(NUM_CLIPS)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda each: post(client, f"/tasks/{each[0]}", clip(each[1])), asked))
+    for (task, number), answer in zip(asked, answers, strict=True):
+        assert answer["text"] == Reference().case(number, TASKS[task])["greedy_text"][0].strip()
 
 
 def test_a_pair_is_heard_as_one_clip_with_a_pause(client: TestClient) -> None:

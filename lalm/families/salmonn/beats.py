@@ -203,8 +203,10 @@ class _Attention(nn.Module):
             proj(hidden).unflatten(2, (self._num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        gated = (self._gate(query) * bias).masked_fill(~valid[:, None, None, :], float("-inf"))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=gated.to(query.dtype))
+        # [batch, num_heads, seq, seq], the largest tensor of all, in half precision where attention is
+        gated = self._gate(query).to(query.dtype) * bias.to(query.dtype)
+        gated.masked_fill_(~valid[:, None, None, :], float("-inf"))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=gated)
         projected: Tensor = self.out_proj(output.transpose(1, 2).flatten(2))
         return projected
 

@@ -100,6 +100,7 @@ def test_a_model_file_that_does_not_fit_is_refused(toy: Path, changes: dict[str,
 
 def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.toml"
+    assert_refused(r"model\.toml: cannot be read: No such file", path)
     path.write_text("family =")
     assert_refused("not a model file", path)
     path.write_text("vicuna = 'x'")
