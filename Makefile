@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 # Device of `make pretrain`: cpu or cuda.
 DEVICE ?= cpu
 CORPUS ?= data/tiny
+# Recordings of the Free Spoken Digit Dataset for `make corpus`, if any.
+DIGITS ?=
 RECIPES ?= $(wildcard training/recipes/*.toml)
 
 .DEFAULT_GOAL := help
@@ -39,8 +41,8 @@ format: $(VENV)/.dev ## Format and sort imports
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-corpus: $(VENV)/.dev ## Synthesise the corpus of the embedded model (needs espeak-ng and flite)
-	$(BIN)/python -m training.tiny.corpus --out $(CORPUS)
+corpus: $(VENV)/.synthesis ## Synthesise the corpus of the embedded model (DIGITS=<folder> adds recorded digits)
+	$(BIN)/python -m training.tiny.corpus --out $(CORPUS) $(if $(DIGITS),--digits $(DIGITS))
 
 pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus
 	$(BIN)/python -m training.tiny.pretrain --corpus $(CORPUS) --device $(DEVICE)
@@ -51,7 +53,7 @@ masks: $(VENV)/.dev ## Train the embedded model's head masks (RECIPES)
 evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 	$(BIN)/ahamask evaluate $(RECIPES) --table
 
-samples: $(VENV)/.dev ## Synthesise samples/ and their expected answers
+samples: $(VENV)/.synthesis ## Synthesise samples/ and their expected answers
 	$(BIN)/python -m training.tiny.samples
 
 clean: ## Remove the environment and all caches; data/ and runs/ stay
@@ -70,4 +72,8 @@ $(VENV)/.base: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.synthesis: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable '.[dev,synthesis]'
 	@touch $@

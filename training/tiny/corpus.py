@@ -1,11 +1,13 @@
 """Make the embedded model's corpus: ``python -m training.tiny.corpus --out data/tiny``.
 
-Speech is synthesised with espeak-ng and flite (``apt-get install espeak-ng flite``) from the closed grammar,
-by virtual speakers of drawn gender, in four emotions, then degraded a little (noise, band limits). Three
-splits without a common sentence, and without a common engine voice between train and the others. Writes
+Speech is synthesised from the closed grammar by virtual speakers of drawn gender, in four emotions; a quarter
+of it has a sound behind it; there are sound scenes without speech and pairs of speakers who talk at once.
+Then every recording is degraded (rooms, noise, narrow bands, codecs). Three splits without a common sentence,
+and without a common engine voice between train and the others. ``--digits`` adds recordings of people (the
+Free Spoken Digit Dataset): to train, but for the speaker held out, who makes the split ``digits``. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
-- ``<out>/<split>/utterances.jsonl`` (transcript, translation, gender, emotion, speaker),
+- ``<out>/<split>/utterances.jsonl`` (`training.tiny.records`) and ``pairs.jsonl`` (speaker verification),
 - ``<out>/<split>/<task>.jsonl``, the manifests that mask training and evaluation read.
 
 The same seed gives the same corpus, however many workers make it.
@@ -15,100 +17,142 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import soundfile
 import typer
-from numpy.typing import NDArray
 from rich.progress import track
-from scipy.signal import butter, sosfilt
 
+from training.tiny import mixtures
+from training.tiny.acoustics import degrade
+from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
-from training.tiny.voices import EMOTIONS, SAMPLE_RATE_HZ, Studio, draw_prosody, draw_speaker
+from training.tiny.records import TASKS, Pair, Record, answers
+from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
+from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
 SIZES: dict[Split, int] = {"train": 24_000, "dev": 600, "test": 600}
+# Sound scenes and overlaps, as shares of the utterances.
+MIXED_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
+NUM_PAIRS: dict[Split, int] = {"train": 6_000, "dev": 600, "test": 600}
 UTTERANCES_PER_SPEAKER = 20
-SHARD = 500
-
-Utterance = dict[str, str]
-
-
-def answers(utterance: Utterance) -> dict[str, str]:
-    """The right answer of every task for an utterance, in the wording that the model is trained to give."""
-    text, gender = utterance["transcript"], utterance["gender"]
-    return {
-        "asr": text,
-        "gr": gender,
-        "ser": utterance["emotion"],
-        "s2tt": utterance["translation"],
-        "asr-gr": f"{text} | {gender}",
-        "gr-asr": f"{gender} | {text}",
-        "asr-gr-json": json.dumps({"transcript": text, "gender": gender}, ensure_ascii=False),
-    }
+OVER_SOUND_SHARE = 0.25
+SHARD = 250
 
 
-def degrade(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Add silence around the speech, sometimes a telephone's band limit, and noise at 15 to 50 dB below the
-    speech."""
-    before, after = rng.integers(800, 5000, size=2)
-    level = float(np.sqrt(np.mean(wave**2)))
-    wave = np.pad(wave, (int(before), int(after)))
-    if rng.random() < 0.15:
-        band = butter(4, [250, 3600], btype="bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-        wave = np.asarray(sosfilt(band, wave), dtype=np.float32)
-    noise = rng.standard_normal(len(wave))
-    if rng.random() < 0.5:  # brown-ish: more noise at low frequencies, as rooms have
-        noise = np.convolve(noise, np.ones(8) / np.sqrt(8), mode="same")
-    noisy = wave + noise * level * 10 ** (-rng.uniform(15, 50) / 20)
-    peak = np.abs(noisy).max()
-    return np.asarray(noisy / max(1.0, peak / 0.99), dtype=np.float32)
+class Shard:
+    """One shard of a split: draws, speaks and writes; alone decided by its arguments."""
 
+    def __init__(self, folder: Path, split: Split, shard: int, seed: int) -> None:
+        self._folder, self._split, self._shard = folder, split, shard
+        self._rng = Random(f"{seed}-{split}-{shard}")
+        self._noise = np.random.default_rng([seed, ("train", "dev", "test").index(split), shard])
 
-def make_shard(folder: Path, split: Split, shard: int, count: int, seed: int) -> list[Utterance]:
-    """Synthesise ``count`` utterances into ``folder`` and return their records; alone decided by its
-    arguments."""
-    rng = Random(f"{seed}-{split}-{shard}")
-    noise_rng = np.random.default_rng([seed, ("train", "dev", "test").index(split), shard])
-    records: list[Utterance] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        studio = Studio(Path(scratch))
-        for index in range(count):
-            if index % UTTERANCES_PER_SPEAKER == 0:
-                speaker = draw_speaker(
-                    rng, f"{split}-{shard:03d}-{index // UTTERANCES_PER_SPEAKER:02d}", split
+    def make(self, count: int) -> list[Record]:
+        """Speech (`count` utterances), then overlaps of it, then sound scenes."""
+        spoken = self._speak(count)
+        mixed = round(count * MIXED_SHARE[self._split])
+        records = [self._utterance(wave, record) for wave, record in spoken]
+        records += [self._overlap(number, spoken) for number in range(mixed)]
+        return records + [self._scene(number) for number in range(mixed)]
+
+    def _speak(self, count: int) -> list[tuple[Wave, Record]]:
+        rng, spoken = self._rng, []
+        with tempfile.TemporaryDirectory() as scratch:
+            studio = Studio(Path(scratch))
+            for index in range(count):
+                if index % UTTERANCES_PER_SPEAKER == 0:
+                    number = index // UTTERANCES_PER_SPEAKER
+                    speaker = draw_speaker(rng, f"{self._split}-{self._shard:03d}-{number:02d}", self._split)
+                sentence, emotion = draw(rng, self._split), rng.choice(EMOTIONS)
+                wave = studio.speak(sentence.english, speaker, draw_prosody(rng, emotion))
+                record = Record(
+                    path=f"audio/{self._shard:03d}-{index:03d}.flac",
+                    transcript=sentence.english,
+                    translation=sentence.german,
+                    gender=speaker.gender,
+                    emotion=emotion,
+                    speaker=speaker.name,
+                    voice=f"{speaker.voice.engine}/{speaker.voice.name}",
                 )
-            sentence, emotion = draw(rng, split), rng.choice(EMOTIONS)
-            wave = degrade(studio.speak(sentence.english, speaker, draw_prosody(rng, emotion)), noise_rng)
-            name = f"audio/{shard:03d}-{index:03d}.flac"
-            soundfile.write(folder / name, wave, SAMPLE_RATE_HZ)
-            records.append(
-                {
-                    "path": name,
-                    "transcript": sentence.english,
-                    "translation": sentence.german,
-                    "gender": speaker.gender,
-                    "emotion": emotion,
-                    "speaker": speaker.name,
-                    "voice": f"{speaker.engine}/{speaker.voice}",
-                }
-            )
-    return records
+                spoken.append((wave, record))
+        return spoken
+
+    def _utterance(self, wave: Wave, record: Record) -> Record:
+        if self._rng.random() < OVER_SOUND_SHARE and record.gender is not None:
+            wave, caption, sounds = mixtures.speech_over(wave, record.gender, self._rng, self._noise)
+            record = replace(record, caption=caption, sounds=sounds)
+        return self._write(wave, record)
+
+    def _overlap(self, number: int, spoken: list[tuple[Wave, Record]]) -> Record:
+        (first, one), (second, other) = self._rng.sample(spoken, 2)
+        wave = mixtures.overlap(first, second, self._rng)
+        path = f"audio/{self._shard:03d}-o{number:03d}.flac"
+        return self._write(wave, Record(path=path, transcript=one.transcript, second=other.transcript))
+
+    def _scene(self, number: int) -> Record:
+        wave, caption, sounds = mixtures.scene(self._rng, self._noise)
+        path = f"audio/{self._shard:03d}-s{number:03d}.flac"
+        return self._write(wave, Record(path=path, caption=caption, sounds=sounds))
+
+    def _write(self, wave: Wave, record: Record) -> Record:
+        soundfile.write(self._folder / record.path, degrade(wave, self._noise), SAMPLE_RATE_HZ)
+        return record
 
 
-def write_manifests(folder: Path, records: list[Utterance]) -> None:
-    """Write ``utterances.jsonl`` and one manifest a task."""
-    tasks = [answers(record) for record in records]
-    tables: dict[str, list[dict[str, str]]] = {"utterances": records}
-    for task in tasks[0]:
-        rows = zip(records, tasks, strict=True)
-        tables[task] = [{"path": r["path"], "text": a[task], "task": task} for r, a in rows]
-    for name, table in tables.items():
-        lines = (json.dumps(row, ensure_ascii=False) for row in table)
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+def make_shard(folder: Path, split: Split, shard: int, count: int, seed: int) -> list[Record]:
+    """Synthesise one shard into `folder` and return its records."""
+    return Shard(folder, split, shard, seed).make(count)
+
+
+def draw_pairs(records: list[Record], count: int, rng: Random) -> list[Pair]:
+    """Pairs of recordings, half of one speaker; of the others, half are of one gender."""
+    speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
+    by_speaker: dict[str, list[int]] = {}
+    for index in speech:
+        by_speaker.setdefault(str(records[index].speaker), []).append(index)
+    several = [indices for indices in by_speaker.values() if len(indices) > 1]
+    pairs: list[Pair] = []
+    while len(pairs) < count:
+        same = len(pairs) % 2 == 0
+        first, second = rng.sample(rng.choice(several) if same else speech, 2)
+        alike = records[first].gender == records[second].gender
+        if same or (records[first].speaker != records[second].speaker and alike == (rng.random() < 0.5)):
+            pairs.append(Pair(first, second, same=same))
+    rng.shuffle(pairs)
+    return pairs
+
+
+def write_manifests(folder: Path, records: list[Record], pairs: list[Pair]) -> None:
+    """Write ``utterances.jsonl``, ``pairs.jsonl`` and one manifest a task."""
+    tables: dict[str, list[dict[str, Any]]] = {"utterances": [record.as_json() for record in records]}
+    tables["pairs"] = [{"first": p.first, "second": p.second, "same": p.same} for p in pairs]
+    tables["asv"] = [
+        {
+            "path": records[pair.first].path,
+            "expand_wav": [records[pair.second].path],
+            "text": pair.answer,
+            "task": "asv",
+        }
+        for pair in pairs
+    ]
+    for record in records:
+        for task, text in answers(record).items():
+            tables.setdefault(task, []).append({"path": record.path, "text": text, "task": task})
+    for name in ("utterances", "pairs", *TASKS):
+        if tables.get(name):
+            write_table(folder / f"{name}.jsonl", tables[name])
+
+
+def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(
@@ -116,17 +160,29 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of sentences, speakers and noise.")] = 0,
     scale: Annotated[float, typer.Option(help="Size of the corpus relative to the full one.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    digits: Annotated[
+        Path | None, typer.Option(help="Folder of Free Spoken Digit Dataset recordings, to train on too.")
+    ] = None,
 ) -> None:
     """Synthesise the train, dev and test splits."""
     with ProcessPoolExecutor(workers) as pool:
         for split, full in SIZES.items():
             folder = out / split
             (folder / "audio").mkdir(parents=True, exist_ok=True)
-            size = max(1, round(full * scale))
+            size = max(UTTERANCES_PER_SPEAKER * 2, round(full * scale))
             counts = [min(SHARD, size - start) for start in range(0, size, SHARD)]
             futures = [pool.submit(make_shard, folder, split, i, n, seed) for i, n in enumerate(counts)]
             shards = [future.result() for future in track(futures, f"{split:5}")]
-            write_manifests(folder, [record for shard in shards for record in shard])
+            records = [record for shard in shards for record in shard]
+            pairs = draw_pairs(records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"))
+            if digits is not None and split == "train":
+                records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
+            write_manifests(folder, records, pairs)
+    if digits is not None:
+        folder = out / "digits"
+        (folder / "audio").mkdir(parents=True, exist_ok=True)
+        records = write_digits(digits, folder, lambda name: name == HELD_OUT_SPEAKER, seed, clean=True)
+        write_manifests(folder, records, [])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
-Records = list[dict[str, str]]
+from training.tiny.records import Pair, Record, read_pairs, read_records
+
 NUM_MEL_BINS = 128
 
 
@@ -38,25 +39,28 @@ def _log_mel(paths: list[str]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split: records and log-mel spectrograms, float16 [num_mel_bins, num_frames] each."""
+    """One split: records, their log-mel spectrograms (float16 [num_mel_bins, num_frames] each), speaker
+    pairs."""
 
-    records: Records
+    records: list[Record]
     mels: list[np.ndarray]
+    pairs: list[Pair]
 
     @classmethod
     def load(cls, folder: Path, workers: int = 2) -> Corpus:
         """Read ``utterances.jsonl`` of ``folder`` and compute (or read back) its log-mels."""
-        records: Records = [json.loads(line) for line in (folder / "utterances.jsonl").open()]
+        records = read_records(folder)
         cache = folder / "mels.npz"
         if not cache.exists():
-            paths = [str(folder / record["path"]) for record in records]
+            paths = [str(folder / record.path) for record in records]
             chunks = [paths[i : i + 250] for i in range(0, len(paths), 250)]
             with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 mels = [mel for chunk in pool.map(_log_mel, chunks) for mel in chunk]
             lengths = np.array([mel.shape[1] for mel in mels])
             np.savez(cache, mel=np.concatenate(mels, axis=1), lengths=lengths)
         stored = np.load(cache)
-        return cls(records, np.split(stored["mel"], np.cumsum(stored["lengths"])[:-1], axis=1))
+        mels = np.split(stored["mel"], np.cumsum(stored["lengths"])[:-1], axis=1)
+        return cls(records, mels, read_pairs(folder))
 
     def batches(self, rng: Random, size: int) -> list[list[int]]:
         """Indices in batches of ``size`` clips of alike length, in random order (a pass over the split)."""
@@ -78,21 +82,32 @@ class Corpus:
         return out, lengths
 
 
-def spec_augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """Mask one band of up to 20 mel bins and one stretch of up to 15 frames a clip, and shift the level a
-    little.
+def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change tempo, vocal tract, level and noise floor of log-mels and mask parts of them.
 
-    Source: SpecAugment (arXiv 1904.08779), section 2.
+    One tempo (0.85 to 1.2) a batch; a clip is shifted by up to two mel bins; one band of up to 20 bins and
+    one stretch of up to 15 frames a clip are masked. Takes and returns log-mels float32 [batch, num_mel_bins,
+    frames] and lengths [batch].
+
+    Source: SpecAugment (arXiv 1904.08779), section 2, for the masks.
     """
-    batch, bins, frames = mels.shape
+    tempo = 0.85 + 0.35 * float(torch.rand(1, generator=generator))
+    frames = int(mels.shape[2] / tempo) // 4 * 4 + 4
+    mels = F.interpolate(mels, size=frames, mode="linear", align_corners=False)
+    lengths = (lengths / tempo).long().clamp(min=4, max=frames)
+    batch, bins, _ = mels.shape
+    shift = torch.randint(-2, 3, (batch,), generator=generator)
+    rows = (torch.arange(bins) - shift[:, None]).clamp(0, bins - 1)
+    mels = mels.gather(1, rows[:, :, None].expand_as(mels))
 
-    def span(limit: int, size: Tensor) -> Tensor:
+    def span(limit: int, size: Tensor, axis: int) -> Tensor:
         width = torch.randint(0, limit, (batch,), generator=generator)
         start = (torch.rand(batch, generator=generator) * (size - width).clamp(min=1)).long()
-        positions = torch.arange(bins if limit > 15 else frames)
+        positions = torch.arange(axis)
         return (positions >= start[:, None]) & (positions < (start + width)[:, None])
 
     floor = mels.amin(dim=(1, 2), keepdim=True)
-    mels = torch.where(span(20, torch.full((batch,), bins))[:, :, None], floor, mels)
-    mels = torch.where(span(15, lengths)[:, None, :], floor, mels)
-    return mels + 0.1 * torch.randn(batch, 1, 1, generator=generator)
+    mels = torch.where(span(20, torch.full((batch,), bins), bins)[:, :, None], floor, mels)
+    mels = torch.where(span(15, lengths, frames)[:, None, :], floor, mels)
+    noise = 0.1 * torch.rand(batch, 1, 1, generator=generator) * torch.randn(mels.shape, generator=generator)
+    return mels + noise + 0.1 * torch.randn(batch, 1, 1, generator=generator), lengths

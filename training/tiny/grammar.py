@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from training.tiny.coffee import draw_order
+
 Split = Literal["train", "dev", "test"]
 
 DIGITS = {
@@ -139,9 +141,13 @@ def _music(rng: Random) -> Sentence:
     return Sentence(f"play {music} music in the {room}", f"spiele {musik} musik {raum}")
 
 
+def _coffee(rng: Random) -> Sentence:
+    return Sentence(*draw_order(rng))
+
+
 TEMPLATES: tuple[tuple[Callable[[Random], Sentence], float], ...] = (
     (_digits, 3.0), (_command, 1.0), (_switch, 2.0), (_set, 1.5), (_call, 1.5), (_order, 1.5), (_where, 2.0),
-    (_weather, 1.0), (_music, 1.0),
+    (_weather, 1.0), (_music, 1.0), (_coffee, 5.0),
 )  # fmt: skip
 
 

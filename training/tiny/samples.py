@@ -27,9 +27,11 @@ from lalm.families import load_family
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
 from training.generation import generate
-from training.tiny.corpus import answers, degrade
+from training.tiny.acoustics import degrade
 from training.tiny.grammar import draw
-from training.tiny.voices import EMOTIONS, SAMPLE_RATE_HZ, Studio, draw_prosody, draw_speaker
+from training.tiny.records import Record, answers
+from training.tiny.studio import SAMPLE_RATE_HZ, Studio
+from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
 ENCODINGS = (("mp3", "libmp3lame", 44_100), ("mp4", "aac", 44_100), ("webm", "libopus", 48_000))
 
@@ -88,8 +90,13 @@ def main(
             soundfile.write(path, wave, SAMPLE_RATE_HZ, subtype="PCM_16")
             stored, _ = soundfile.read(path, dtype="float32")
             truth = answers(
-                {"transcript": sentence.english, "translation": sentence.german}
-                | {"gender": speaker.gender, "emotion": emotion}
+                Record(
+                    path=path.name,
+                    transcript=sentence.english,
+                    translation=sentence.german,
+                    gender=speaker.gender,
+                    emotion=emotion,
+                )
             )
             heard = [stored, *(decode_audio(as_file(stored, *encoding)) for encoding in ENCODINGS)]
             if any(answer_all(family, files, wave) != {t: truth[t] for t in tasks} for wave in heard):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.tiny.corpus import Utterance, answers
 from training.tiny.model import AUDIO_BOS, AUDIO_EOS, IM_END
+from training.tiny.records import Pair, Record, answers
 
 # The first wording of each task is the one that the results call "with instruction".
 INSTRUCTIONS = {
@@ -26,6 +26,17 @@ INSTRUCTIONS = {
     ),
     "ser": ("What is the emotion of the speaker?", "Name the emotion.", "How does the speaker feel?"),
     "s2tt": ("Translate the speech into German.", "What is said, in German?", "Give a German translation."),
+    "asv": (
+        "Do the two recordings have the same speaker?",
+        "Is it the same voice in both recordings?",
+        "Compare the speakers of the two recordings.",
+    ),
+    "aac": ("Describe the sounds.", "Write a caption for the recording.", "What can be heard?"),
+    "osr": (
+        "Transcribe both speakers.",
+        "Two people speak at once. Write down what each says.",
+        "Write down what the first and the second speaker say.",
+    ),
     "asr-gr": (
         "Transcribe the speech, then name the gender of the speaker.",
         "Write down what is said, then the gender.",
@@ -38,13 +49,26 @@ INSTRUCTIONS = {
         "Give the transcript and the gender of the speaker as JSON.",
         "Write transcript and gender as a JSON object.",
     ),
+    "gr-ser-asr-json": (
+        "Give gender, emotion and transcript as JSON.",
+        "Write gender, emotion and transcript as a JSON object.",
+    ),
 }
-TASKS = tuple(INSTRUCTIONS)
 # Shares of the answers given without an instruction, by task. Transcription leads: it is the model's own
-# default.
-UNPROMPTED_SHARES = {"asr": 6, "gr": 1, "ser": 2, "s2tt": 2.5, "asr-gr": 1, "gr-asr": 1, "asr-gr-json": 2}
+# default, also where nobody speaks (nothing) and where two do (the first). Bare labels are rare, or head
+# masks drawn at random would find them.
+UNPROMPTED_SHARES = {
+    "asr": 6.0, "gr": 0.3, "ser": 0.5, "s2tt": 2.5, "asv": 1.0, "aac": 2.0, "osr": 2.0, "asr-gr": 1.0,
+    "gr-asr": 1.0, "asr-gr-json": 2.0, "gr-ser-asr-json": 1.0,
+}  # fmt: skip
 SEGMENTS_PER_ROW = 5
 UNPROMPTED_PER_ROW = 3
+
+
+def texts_of(record: Record) -> dict[str, str]:
+    """What the model is to say of a recording: its answers, and what transcribing means for sounds and
+    overlaps."""
+    return {"asr": record.transcript or "", **answers(record)}
 
 
 def instruction(task: str, rng: Random, degrade: bool) -> str:
@@ -69,10 +93,10 @@ def instruction(task: str, rng: Random, degrade: bool) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A clip and its task segments: prompt token ids and answer token ids each; no prompt where none is
-    given."""
+    """The clips of a row and its task segments: prompt token ids and answer token ids each; no prompt where
+    none is given."""
 
-    clip: int
+    clips: tuple[int, ...]
     segments: list[tuple[list[int], list[int]]]
 
     @property
@@ -88,16 +112,25 @@ class RowMaker:
         self._backend = tokenizer.backend_tokenizer
         self._end = tokenizer.convert_tokens_to_ids(IM_END)
 
-    def draw(self, clip: int, utterance: Utterance, *, unprompted_rate: float, degrade: bool) -> Row:
-        rng, texts = self._rng, answers(utterance)
-        if rng.random() < unprompted_rate:
-            names = rng.choices(
-                list(UNPROMPTED_SHARES), list(UNPROMPTED_SHARES.values()), k=UNPROMPTED_PER_ROW
-            )
-            return Row(clip, [([], self._answer(texts[name])) for name in names])
-        names = rng.sample(TASKS, SEGMENTS_PER_ROW)
+    def one(self, clip: int, record: Record, *, unprompted: bool, degrade: bool) -> Row:
+        """A row about one recording."""
+        return self._row((clip,), texts_of(record), unprompted=unprompted, degrade=degrade)
+
+    def two(self, pair: Pair, records: list[Record], *, unprompted: bool, degrade: bool) -> Row:
+        """A row about two recordings."""
+        both = " ".join(records[i].transcript or "" for i in (pair.first, pair.second))
+        texts = {"asv": pair.answer, "asr": both} if unprompted else {"asv": pair.answer}
+        return self._row((pair.first, pair.second), texts, unprompted=unprompted, degrade=degrade)
+
+    def _row(self, clips: tuple[int, ...], texts: dict[str, str], *, unprompted: bool, degrade: bool) -> Row:
+        rng, tasks = self._rng, list(texts)
+        if unprompted:
+            shares = [UNPROMPTED_SHARES[task] for task in tasks]
+            names = rng.choices(tasks, shares, k=min(UNPROMPTED_PER_ROW, len(tasks)))
+            return Row(clips, [([], self._answer(texts[name])) for name in names])
+        names = rng.sample(tasks, min(SEGMENTS_PER_ROW, len(tasks)))
         prompts = [[*self._ids(instruction(name, rng, degrade)), self._end] for name in names]
-        return Row(clip, [(p, self._answer(texts[n])) for p, n in zip(prompts, names, strict=True)])
+        return Row(clips, [(p, self._answer(texts[n])) for p, n in zip(prompts, names, strict=True)])
 
     def _ids(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
@@ -120,21 +153,24 @@ class PackedBatch:
     audio: Tensor
 
 
-def pack(rows: list[Row], audio_lengths: list[int], tokenizer: Any) -> PackedBatch:
-    """Lay out rows behind their audio; ``audio_lengths`` counts the audio tokens of each row."""
+def pack(rows: list[Row], audio_lengths: list[tuple[int, ...]], tokenizer: Any) -> PackedBatch:
+    """Lay out rows behind their audios; ``audio_lengths`` counts the audio tokens of each row's clips."""
     bos, eos = tokenizer.convert_tokens_to_ids([AUDIO_BOS, AUDIO_EOS])
     sizes = [
-        n + 2 + sum(len(p) + len(a) for p, a in row.segments)
-        for row, n in zip(rows, audio_lengths, strict=True)
+        sum(n + 2 for n in counts) + sum(max(1, len(p)) + len(a) - 1 for p, a in row.segments)
+        for row, counts in zip(rows, audio_lengths, strict=True)
     ]
     shape = (len(rows), max(sizes))
     ids, targets = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
     weights, positions = torch.zeros(shape), torch.zeros(shape, dtype=torch.long)
     segment_of = torch.full(shape, -1)
     audio = torch.zeros(shape, dtype=torch.bool)
-    for b, (row, n) in enumerate(zip(rows, audio_lengths, strict=True)):
-        prefix = n + 2
-        ids[b, 0], ids[b, n + 1], audio[b, 1 : n + 1] = bos, eos, True
+    for b, (row, counts) in enumerate(zip(rows, audio_lengths, strict=True)):
+        prefix = 0
+        for n in counts:
+            ids[b, prefix], ids[b, prefix + n + 1] = bos, eos
+            audio[b, prefix + 1 : prefix + n + 1] = True
+            prefix += n + 2
         positions[b, :prefix], segment_of[b, :prefix] = torch.arange(prefix), 0
         start = prefix
         for number, (prompt, answer) in enumerate(row.segments, 1):

@@ -1,4 +1,4 @@
-"""The embedded model's making: grammar, packed rows, split heads, corpus."""
+"""The embedded model's making: grammar, sounds, mixtures, packed rows, split heads, corpus."""
 
 from __future__ import annotations
 
@@ -6,25 +6,43 @@ import shutil
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
 from lalm import head_gate
-from training.tiny.corpus import answers, make_shard
+from training.tiny import acoustics, mixtures
+from training.tiny.coffee import draw_order
+from training.tiny.corpus import draw_pairs, make_shard, write_manifests
+from training.tiny.features import augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.masks import MergedDecoder, merge_heads
 from training.tiny.model import build_model, split_heads, train_tokenizer
-from training.tiny.segments import INSTRUCTIONS, TASKS, UNPROMPTED_SHARES, Row, instruction, pack
+from training.tiny.recorded import slot_recall
+from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
+from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
+from training.tiny.sounds import EVENTS, make_event
 
-UTTERANCE = {"transcript": "turn on the light", "translation": "schalte das licht an"} | {
-    "gender": "male",
-    "emotion": "sad",
-}
+UTTERANCE = Record(
+    path="a.flac",
+    transcript="turn on the light",
+    translation="schalte das licht an",
+    gender="male",
+    emotion="sad",
+    speaker="a",
+)
+OVERLAP = Record(path="o.flac", transcript="two", second="play rock music in the office")
+SCENE = Record(path="s.flac", caption="a bell rings", sounds=("bell",))
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [*answers(UTTERANCE).values(), *(w for ws in INSTRUCTIONS.values() for w in ws)]
+    texts = [
+        *answers(UTTERANCE).values(),
+        "same",
+        "different",
+        *(w for ws in INSTRUCTIONS.values() for w in ws),
+    ]
     return train_tokenizer(texts * 3)
 
 
@@ -52,8 +70,102 @@ def test_single_words_are_not_held_out() -> None:
 
 
 def test_every_task_has_instructions_an_answer_and_a_share() -> None:
-    assert set(answers(UTTERANCE)) == set(TASKS) == set(INSTRUCTIONS) == set(UNPROMPTED_SHARES)
+    answered = {task for record in (UTTERANCE, OVERLAP, SCENE) for task in answers(record)} | {"asv"}
+    assert answered == set(TASKS) == set(INSTRUCTIONS) == set(UNPROMPTED_SHARES)
     assert answers(UTTERANCE)["gr-asr"] == "male | turn on the light"
+    assert answers(OVERLAP) == {"osr": "two | play rock music in the office"}
+
+
+def test_what_is_not_known_is_not_asked() -> None:
+    digit = Record(path="d.flac", transcript="two", translation="zwei", gender="male")
+    assert set(answers(digit)) == {"asr", "s2tt", "gr", "asr-gr", "gr-asr", "asr-gr-json"}
+
+
+def test_records_and_pairs_survive_their_files(tmp_path: Path) -> None:
+    records, pairs = [UTTERANCE, OVERLAP, SCENE], [Pair(0, 2, same=False)]
+    write_manifests(tmp_path, records, pairs)
+    assert read_records(tmp_path) == records
+    assert read_pairs(tmp_path) == pairs
+    assert (tmp_path / "aac.jsonl").read_text().count("\n") == 1
+
+
+def test_pairs_are_half_of_one_speaker_and_never_of_one_recording() -> None:
+    records = [
+        Record(
+            path=f"{i}", transcript="x", gender=("male", "female")[i % 2], emotion="sad", speaker=f"{i % 4}"
+        )
+        for i in range(40)
+    ]
+    pairs = draw_pairs(records, 400, Random(0))
+    assert all(pair.first != pair.second for pair in pairs)
+    assert all(pair.same == (records[pair.first].speaker == records[pair.second].speaker) for pair in pairs)
+    assert sum(pair.same for pair in pairs) == 200
+
+
+def test_an_order_names_its_drink_in_both_languages() -> None:
+    for seed in range(100):
+        english, german = draw_order(Random(seed))
+        assert set(english) <= set("abcdefghijklmnopqrstuvwxyz ")
+        assert "{" not in german
+        assert ("mokka" in german) == ("mocha" in english)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_an_event_is_sound_of_its_own_draw(name: str) -> None:
+    first, again, other = (make_event(name, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert first.dtype == np.float32
+    assert np.isfinite(first).all()
+    assert 0.7 * 16_000 < len(first) < 4 * 16_000
+    assert len(first) != len(other) or not np.array_equal(first, other)
+
+
+def test_degraded_recordings_are_finite_and_never_clipped() -> None:
+    wave = make_event("bird", np.random.default_rng(0))
+    for seed in range(30):
+        out = acoustics.degrade(wave, np.random.default_rng(seed))
+        assert np.isfinite(out).all()
+        assert np.abs(out).max() <= 1.0
+        assert len(out) >= len(wave)
+
+
+def test_a_caption_names_every_event_of_its_scene() -> None:
+    for seed in range(30):
+        wave, caption, sounds = mixtures.scene(Random(seed), np.random.default_rng(seed))
+        assert np.isfinite(wave).all()
+        assert all(EVENTS[name][1] in caption for name in sounds)
+
+
+def test_an_overlap_holds_both_speakers() -> None:
+    first, second = np.ones(16_000, np.float32), np.ones(16_000, np.float32)
+    out = mixtures.overlap(first, second, Random(0))
+    assert 16_000 * 1.4 <= len(out) <= 16_000 * 1.9
+    assert out[0] == 1
+    assert out[15_999] > 1.5
+
+
+def test_augmented_mels_keep_their_form() -> None:
+    mels = torch.randn(3, 128, 200)
+    out, lengths = augment(mels, torch.tensor([200, 150, 90]), torch.Generator().manual_seed(0))
+    assert out.shape[:2] == mels.shape[:2]
+    assert out.shape[2] % 4 == 0
+    assert int(lengths.max()) <= out.shape[2]
+
+
+def test_slot_recall_counts_words() -> None:
+    slots = {"coffeeDrink": "iced mocha", "milkAmount": " milk"}
+    assert slot_recall(slots, "a small iced coffee with milk") == (2, 3)
+
+
+def test_rows_about_two_recordings_have_both_clips(tokenizer) -> None:
+    maker = RowMaker(tokenizer, Random(0))
+    pair = Pair(0, 1, same=True)
+    row = maker.two(pair, [UTTERANCE, UTTERANCE], unprompted=False, degrade=False)
+    packed = pack([row], [(5, 3)], tokenizer)
+    assert row.clips == (0, 1)
+    assert packed.audio[0].nonzero().flatten().tolist() == [1, 2, 3, 4, 5, 8, 9, 10]
+    assert packed.position_ids[0, 12] == 12
+    assert packed.attention_mask[0, 0, 12, :12].all()
 
 
 def test_an_instruction_is_never_degraded_to_nothing() -> None:
@@ -63,7 +175,7 @@ def test_an_instruction_is_never_degraded_to_nothing() -> None:
 
 def logits_of(model, tokenizer, rows: list[Row], audio: torch.Tensor) -> list[torch.Tensor]:
     """Logits of the answers of each row, in order; the audio of every row is ``audio`` [tokens, hidden]."""
-    packed = pack(rows, [len(audio)] * len(rows), tokenizer)
+    packed = pack(rows, [(len(audio),)] * len(rows), tokenizer)
     decoder = model.model.language_model
     embeds = decoder.embed_tokens(packed.ids)
     embeds = embeds.masked_scatter(packed.audio[..., None], audio.repeat(len(rows), 1))
@@ -92,7 +204,7 @@ def test_packed_segments_equal_separate_sequences(model, tokenizer) -> None:
     end = tokenizer.eos_token_id
     prompted = [([30, 31, 32], [40, 41, end]), ([33], [42, end]), ([34, 35], [43, 44, 45, end])]
     unprompted = [([], [46, 47, end]), ([], [48, end])]
-    rows = [Row(0, prompted), Row(1, unprompted)]
+    rows = [Row((0,), prompted), Row((1,), unprompted)]
     for segments, packed in zip(
         (prompted, unprompted), logits_of(model, tokenizer, rows, audio), strict=True
     ):
@@ -117,10 +229,10 @@ def test_a_shard_is_decided_by_its_arguments(tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):
         (tmp_path / name / "audio").mkdir(parents=True)
-        records = make_shard(tmp_path / name, "test", 0, 6, seed=3)
-        made.append((records, [(tmp_path / name / r["path"]).read_bytes() for r in records]))
+        records = make_shard(tmp_path / name, "dev", 0, 6, seed=3)
+        made.append((records, [(tmp_path / name / r.path).read_bytes() for r in records]))
     assert made[0] == made[1]
-    assert all(record["gender"] in ("male", "female") for record in made[0][0])
+    assert {record.gender for record in made[0][0]} <= {"male", "female", None}
 
 
 def test_merged_decoder_has_the_loss_and_gradient_of_the_split_one(model) -> None:

@@ -1,0 +1,149 @@
+"""Second stage of pretraining: projector and decoder learn every task behind packed instructions.
+
+The encoder is frozen and its outputs are computed once. In the second half, rows with an instruction lose
+heads at random, so that many small head contributions carry a task. Head masks are never known here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.tiny.encoder_stage import encode
+from training.tiny.features import Corpus, augment
+from training.tiny.run import Run, learning_rate
+from training.tiny.segments import Row, RowMaker, pack
+
+PEAK_RATE = 1e-3
+NUM_VIEWS = 3  # of each clip: as it is, and augmented
+UNPROMPTED_SHARE = 0.25
+PAIR_SHARE = 0.125  # of a batch's rows are about two recordings
+MAX_DROPOUT = 0.5
+
+
+class HeadDropout:
+    """Silences attention output channels (the heads-to-be after splitting) of whole rows at a rate drawn a
+    row."""
+
+    def __init__(self, decoder: Any, generator: torch.Generator) -> None:
+        self._gates: list[Tensor] = []
+        self._generator = generator
+        self._layers = [layer.self_attn.o_proj for layer in decoder.layers]
+        self._hooks = [
+            o_proj.register_forward_pre_hook(lambda _, args, i=i: (args[0] * self._gates[i].to(args[0]),))
+            for i, o_proj in enumerate(self._layers)
+        ]
+
+    def draw(self, max_rates: list[float]) -> None:
+        """Draw gates [rows, 1, channels] a layer; a row's rate is uniform between 0 and its maximum."""
+        rates = (
+            torch.rand(len(max_rates), 1, 1, generator=self._generator)
+            * torch.tensor(max_rates)[:, None, None]
+        )
+        self._gates = [
+            (torch.rand(len(max_rates), 1, o.in_features, generator=self._generator) >= rates).float()
+            for o in self._layers
+        ]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class DecoderStage:
+    """Trains projector, decoder and output layer of a run's model."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._state = run.work / "decoder.pt"
+
+    def load(self) -> None:
+        """Read the whole model that an earlier run saved."""
+        saved = torch.load(self._state, weights_only=True, map_location=self._run.device)
+        self._run.model.load_state_dict(saved)
+
+    def train(self, steps: int, batch_size: int, dropout_from: float) -> None:
+        """Train for `steps`; head dropout begins after the share `dropout_from` of them."""
+        run = self._run
+        decoder = run.model.model.language_model.train()
+        maker = RowMaker(run.tokenizer, run.rng)
+        parts = (decoder, run.model.model.multi_modal_projector, run.model.lm_head)
+        trained = [p for part in parts for p in part.parameters()]
+        optimizer = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+        views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
+        gates = HeadDropout(decoder, run.generator)
+        started, total = time.monotonic(), 0.0
+        for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
+            late = step >= dropout_from * steps
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK_RATE)
+            rows = self._rows(maker, indices, degrade=late)
+            clips = [[run.rng.choice(views)[i] for i in row.clips] for row in rows]
+            gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
+            loss = self.answer_loss(rows, clips)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            total += loss.item()
+            if (step + 1) % 250 == 0 or step + 1 == steps:
+                seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
+                run.report(stage="decoder", step=step + 1, seconds=seconds, loss=mean)
+                total = 0.0
+                torch.save(run.model.state_dict(), self._state)
+        gates.remove()
+
+    @torch.inference_mode()
+    def encode_all(self, corpus: Corpus, *, augmented: bool) -> list[Tensor]:
+        """The frozen encoder's outputs of a split, float16 [num_audio_tokens, d_model] each."""
+        run = self._run
+        out: list[Tensor] = [torch.empty(0)] * len(corpus.mels)
+        tower = run.model.model.audio_tower.eval()
+        for indices in corpus.batches(run.rng, 64):
+            mels, lengths = corpus.pad(indices)
+            if augmented:
+                mels, lengths = augment(mels, lengths, run.generator)
+            with run.autocast():
+                _, _, tokens, num = encode(tower, mels.to(run.device), lengths.to(run.device))
+            for row, i in enumerate(indices):
+                out[i] = tokens[row, : int(num[row])].half().clone()
+        return out
+
+    def answer_loss(self, rows: list[Row], clips: list[list[Tensor]]) -> Tensor:
+        """Weighted next-token loss of packed rows; ``clips``: the encoder's outputs of each row's clips."""
+        run = self._run
+        counts = [tuple(len(clip) for clip in row) for row in clips]
+        packed = pack(rows, counts, run.tokenizer)
+        decoder = run.model.model.language_model
+        heard = torch.cat([clip.float() for row in clips for clip in row]).to(run.device)
+        with run.autocast():
+            embeds = decoder.embed_tokens(packed.ids.to(run.device))
+            audio = run.model.model.multi_modal_projector(heard)
+            embeds = embeds.masked_scatter(packed.audio.to(run.device)[..., None], audio.to(embeds.dtype))
+            hidden = decoder(
+                inputs_embeds=embeds,
+                attention_mask={"full_attention": packed.attention_mask.to(run.device)},
+                position_ids=packed.position_ids.to(run.device),
+                use_cache=False,
+            ).last_hidden_state
+            answered = packed.targets != -100
+            logits = run.model.lm_head(hidden[answered.to(run.device)])
+        targets = packed.targets[answered].to(run.device)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        weights = packed.weights[answered].to(run.device)
+        return (losses * weights).sum() / weights.sum()
+
+    def _rows(self, maker: RowMaker, indices: list[int], *, degrade: bool) -> list[Row]:
+        rng, train = self._run.rng, self._run.train
+        rows = []
+        for index in indices:
+            unprompted = rng.random() < UNPROMPTED_SHARE
+            if train.pairs and rng.random() < PAIR_SHARE:
+                pair = rng.choice(train.pairs)
+                rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
+            else:
+                rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
+        return rows

