@@ -172,6 +172,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     lalm_errors.LalmError: ErrorKind(500, "internal_error"),
     inference_errors.PromptTooLongError: ErrorKind(413, "prompt_too_long"),
     inference_errors.QueueFullError: ErrorKind(429, "queue_full"),
+    inference_errors.OutOfMemoryError: ErrorKind(503, "out_of_memory"),
     inference_errors.EngineStoppedError: ErrorKind(503, "engine_stopped"),
     inference_errors.SequenceFailedError: ErrorKind(500, "internal_error"),
     inference_errors.InferenceError: ErrorKind(500, "internal_error"),

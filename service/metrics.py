@@ -60,6 +60,11 @@ class Metrics:
         )
         self._waiting = Gauge("ahamask_waiting", "Rows waiting for a slot.", registry=registry)
         self._running = Gauge("ahamask_running", "Rows in slots.", registry=registry)
+        self._out_of_memory = Counter(
+            "ahamask_out_of_memory",
+            "Passes of the model that did not fit into the memory.",
+            registry=registry,
+        )
         self._slots = Gauge("ahamask_slots", "Slots there are.", registry=registry)
         self._audio_seconds = Counter("ahamask_audio_seconds", "Seconds of audio decoded.", registry=registry)
         self._audio_cache = Counter(
@@ -160,6 +165,10 @@ class Metrics:
     def on_decode_step(self, seconds: float, num_rows: int) -> None:  # noqa: ARG002
         """One decode step."""
         self._decode_step.observe(seconds)
+
+    def on_out_of_memory(self, max_rows: int) -> None:  # noqa: ARG002
+        """A pass of the model did not fit into the memory."""
+        self._out_of_memory.inc()
 
     def on_row_finished(self, sequence: Sequence) -> None:
         """A row ended; a stage that it did not complete is not observed."""

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from lalm.family import AudioFeatures
+from service.inference.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,23 @@ class AudioCache:
         """Keep the embeddings of a clip unless they are too large, or not finite: trouble may be passing."""
         if embeds.nbytes > self._max_bytes or digest in self._embeds or not bool(embeds.isfinite().all()):
             return
-        # A part of a batch would keep the whole batch in memory.
-        self._embeds[digest] = embeds.clone()
+        try:
+            # A part of a batch would keep the whole batch in memory.
+            self._embeds[digest] = embeds.clone()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.clear()
+            return
         self.num_bytes += embeds.nbytes
         while self.num_bytes > self._max_bytes:
             _, oldest = self._embeds.popitem(last=False)
             self.num_bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.num_bytes = 0
+        self._embeds.clear()
 
 
 def digest_of(features: AudioFeatures) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lalm.family import AudioFeatures
 from service.inference.audio_cache import AudioCache, digest_of
-from service.inference.isolation import isolated
+from service.inference.isolation import ignore, isolated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,12 @@ def encode(
     embed: Callable[[list[AudioFeatures]], list[Tensor]],
     cache: AudioCache,
     requests: list[list[AudioFeatures]],
+    on_out_of_memory: Callable[[int], None] = ignore,
 ) -> Encoded:
     """Embed the clips of requests that `cache` does not know, equal ones once; a bad one costs no other.
 
     embed: the encoder; may be called again on parts of what it failed on.
+    on_out_of_memory: see `isolated`.
     """
     digests = [[digest_of(clip) for clip in clips] for clips in requests]
     known: dict[bytes, Tensor | Exception] = {}
@@ -45,7 +47,7 @@ def encode(
                 known[digest] = embeds
             else:
                 missing[digest] = clip
-    embedded = isolated(embed, list(missing.values()))
+    embedded = isolated(embed, list(missing.values()), on_out_of_memory)
     for digest, outcome in zip(missing, embedded, strict=True):
         known[digest] = outcome
         if not isinstance(outcome, Exception):

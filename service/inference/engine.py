@@ -28,6 +28,7 @@ from service.inference.encoding import encode
 from service.inference.exceptions import EngineStoppedError
 from service.inference.isolation import isolated
 from service.inference.ledger import Ledger
+from service.inference.memory import BatchLimit
 from service.inference.model_runner import ModelRunner
 from service.inference.observer import EngineObserver
 from service.inference.request import EngineRequest, EngineResult, RowRequest, RowResult
@@ -66,6 +67,7 @@ class Engine:
         self._observer = observer
         self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens, packed=config.packed)
         self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
+        self._batch_limit = BatchLimit(config.max_slots)
         self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
         self._audio_cache = AudioCache(config.max_audio_cache_bytes)
         self._sequence_ids = itertools.count()
@@ -135,6 +137,7 @@ class Engine:
             QueueFullError: too many rows are waiting; none of these was queued.
             EngineStoppedError: not ready, or stopped before the answer.
             PromptTooLongError: audio, instruction and answer are longer than one row may be.
+            OutOfMemoryError: the model had no memory for this request.
             SequenceFailedError: the model failed on this request.
             ValueError: no audio, no row, or a row that may not generate a token.
         """
@@ -193,6 +196,7 @@ class Engine:
     def _step(self) -> None:
         with self._changed:
             self._ledger.sweep()
+            self._scheduler.max_running = self._batch_limit.num_rows
             admitted = self._scheduler.admit(time.perf_counter())
             self._notify()
         if admitted:
@@ -200,14 +204,23 @@ class Engine:
         # A row whose request failed has left its slot.
         if fresh := [sequence for sequence in admitted if sequence.slot is not None]:
             self._prefill(fresh)
-        if running := self._scheduler.running:
-            self._decode(running)
+        running = self._scheduler.running
+        while running:
+            size = self._batch_limit.num_rows
+            self._decode(running[:size])
+            # A row may have left its slot with another one of its request.
+            running = [sequence for sequence in running[size:] if sequence.slot is not None]
 
     def _encode(self, admitted: list[Sequence]) -> None:
         """Encode the audio of those requests whose first rows these are."""
         tickets = [ticket for ticket in self._ledger.tickets_of(admitted) if ticket.audio_embeds is None]
         start_s = time.perf_counter()
-        encoded = encode(self._runner.encode, self._audio_cache, [ticket.request.audio for ticket in tickets])
+        encoded = encode(
+            self._runner.encode,
+            self._audio_cache,
+            [ticket.request.audio for ticket in tickets],
+            self._on_out_of_memory,
+        )
         end_s = time.perf_counter()
         if tickets:
             self._observer.on_audio_cache(encoded.num_hits, encoded.num_misses, self._audio_cache.num_bytes)
@@ -226,7 +239,7 @@ class Engine:
     def _prefill(self, sequences: list[Sequence]) -> None:
         start_s = time.perf_counter()
         rows = [(sequence, self._ledger.audio_embeds(sequence)) for sequence in sequences]
-        outcomes = isolated(self._runner.prefill, rows)
+        outcomes = isolated(self._runner.prefill, rows, self._on_out_of_memory)
         end_s = time.perf_counter()
         self._observer.on_prefill(end_s - start_s, len(sequences))
         for sequence in sequences:
@@ -237,9 +250,18 @@ class Engine:
 
     def _decode(self, sequences: list[Sequence]) -> None:
         start_s = time.perf_counter()
-        outcomes = isolated(self._runner.decode, sequences)
+        outcomes = isolated(self._runner.decode, sequences, self._on_out_of_memory)
+        self._batch_limit.step_done()
         self._observer.on_decode_step(time.perf_counter() - start_s, len(sequences))
         self._collect(sequences, outcomes)
+
+    def _on_out_of_memory(self, num_rows: int) -> None:
+        """A pass over `num_rows` rows did not fit: batches are smaller for a time."""
+        self._audio_cache.clear()
+        self._runner.recover()
+        self._batch_limit.shrink(num_rows)
+        log.warning("out of memory", num_rows=num_rows, max_rows=self._batch_limit.num_rows)
+        self._observer.on_out_of_memory(self._batch_limit.num_rows)
 
     def _collect(self, sequences: list[Sequence], outcomes: list[int | Exception]) -> None:
         """Append each row's token, and end the rows that are complete or failed."""

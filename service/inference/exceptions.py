@@ -3,6 +3,7 @@
 InferenceError
 ├ QueueFullError         too many rows are waiting   .retry_after_s
 ├ EngineStoppedError     draining, stopped, or not started
+├ OutOfMemoryError       the model had no memory for this request   .retry_after_s
 ├ PromptTooLongError     audio and instruction leave no room for the answer   .limit_tokens
 └ SequenceFailedError    the model failed on this request; __cause__ has the reason, the message never
 """
@@ -24,6 +25,15 @@ class QueueFullError(InferenceError):
 
 class EngineStoppedError(InferenceError):
     """The engine takes no requests: not started, draining or stopped."""
+
+
+class OutOfMemoryError(InferenceError):
+    """No memory for this request, even alone; with less beside it there may be some."""
+
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        super().__init__("the model ran out of memory on this request; try again later")
 
 
 class PromptTooLongError(InferenceError):

@@ -61,6 +61,12 @@ class KvCache:
         self._num_slots = self._num_positions = 0
         self._layers = [None] * len(self._layers)
 
+    def settle(self) -> None:
+        """Reserve no more than what is held; after a call that could not allocate what was reserved."""
+        held = [layer[0].shape for layer in self._layers if layer is not None]
+        self._num_slots = min((shape[0] for shape in held), default=0)
+        self._num_positions = min((shape[2] for shape in held), default=0)
+
     def clear(self, slot: int) -> None:
         """Overwrite one slot with zeros."""
         for layer in self._layers:

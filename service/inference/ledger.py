@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from service.inference.exceptions import EngineStoppedError, SequenceFailedError
+from service.inference.exceptions import (
+    EngineStoppedError,
+    InferenceError,
+    OutOfMemoryError,
+    SequenceFailedError,
+)
+from service.inference.memory import is_out_of_memory
 from service.inference.observer import EngineObserver
 from service.inference.request import EngineResult, RowResult
 from service.inference.scheduler import Scheduler
@@ -124,8 +130,10 @@ class Ledger:
         return EngineResult(audio_tokens=ticket.request.num_audio_tokens, rows=rows)
 
 
-def _failure(sequence: Sequence, error: Exception) -> SequenceFailedError:
+def _failure(sequence: Sequence, error: Exception) -> InferenceError:
     log.error("sequence failed", request_id=sequence.request_id, task=sequence.task, exc_info=error)
+    if is_out_of_memory(error):
+        return OutOfMemoryError()
     failure = SequenceFailedError(sequence.task)
     failure.__cause__ = error
     return failure

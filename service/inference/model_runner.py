@@ -110,6 +110,12 @@ class ModelRunner:
         """Forget what a failed sequence left in its slot."""
         self._cache.clear(slot)
 
+    def recover(self) -> None:
+        """A call has run out of memory: ask for no more than there is, and give back what is not in use."""
+        self._cache.settle()
+        if self._family.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def rest(self) -> None:
         """Nothing is running: on a CPU, memory that a busy time needed is given back."""
         if self._family.device.type != "cuda" and self._cache.num_bytes > _IDLE_CACHE_BYTES:

@@ -25,6 +25,9 @@ class EngineObserver(Protocol):
     def on_decode_step(self, seconds: float, num_rows: int) -> None:
         """One decode step, a token for each of `num_rows` rows."""
 
+    def on_out_of_memory(self, max_rows: int) -> None:
+        """A pass did not fit into the memory; a batch has at most `max_rows` rows from now on."""
+
     def on_row_finished(self, sequence: Sequence) -> None:
         """A row ended, whatever its `finish_reason`; its task, output and times are in it."""
 
@@ -45,6 +48,9 @@ class NullObserver:
         """Ignored."""
 
     def on_decode_step(self, seconds: float, num_rows: int) -> None:
+        """Ignored."""
+
+    def on_out_of_memory(self, max_rows: int) -> None:
         """Ignored."""
 
     def on_row_finished(self, sequence: Sequence) -> None:

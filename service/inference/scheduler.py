@@ -25,6 +25,7 @@ class Scheduler:
 
     max_slots: rows in the batch.
     max_waiting: rows that may wait beyond those that fit into slots.
+    max_running: rows that `admit` fills the batch up to; `max_slots`, or fewer for a time.
     max_prefill_tokens: prompt positions prefilled in one step, padding included, so that rows in mid-answer
         do not stand still for long; the first row of a step may exceed it.
     """
@@ -39,6 +40,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._row_s: float | None = None
+        self.max_running = max_slots
 
     @property
     def num_waiting(self) -> int:
@@ -75,7 +77,7 @@ class Scheduler:
         """Move waiting sequences into free slots, as far as the prefill budget of one step goes."""
         admitted: list[Sequence] = []
         longest = 0
-        while self._waiting and self._free_slots:
+        while self._waiting and self._free_slots and self.num_running < self.max_running:
             longest = max(longest, self._waiting[0].num_prompt_tokens)
             if admitted and longest * (len(admitted) + 1) > self._max_prefill_tokens:
                 break

@@ -44,6 +44,7 @@ EXPECTED: list[tuple[Exception, int]] = [
     (inference_errors.PromptTooLongError(120, 100), 413),
     (inference_errors.QueueFullError(2.2), 429),
     (inference_errors.EngineStoppedError("stopped"), 503),
+    (inference_errors.OutOfMemoryError(), 503),
     (inference_errors.SequenceFailedError("secret"), 500),
     (inference_errors.InferenceError("secret"), 500),
 ]
