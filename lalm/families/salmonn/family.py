@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel, WhisperFeatureExtractor
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from lalm.audio import SAMPLE_RATE_HZ
 from lalm.audio_input import AudioInput
-from lalm.errors import EmptyAudioError
-from lalm.families.salmonn.fbank import LogMelFbank
+from lalm.families.salmonn.features import FBANK, SalmonnFeatures
 from lalm.families.salmonn.hearing import Hearing
 from lalm.families.salmonn.tokenizer import Tokenizer
 from lalm.family import AudioFeatures
 from lalm.head_mask import ModelIdentity
-
-MIN_SAMPLES = SAMPLE_RATE_HZ  # a shorter clip gets silence up to 1 s
-FBANK = "fbank"
 
 _PLACEHOLDER = "<SpeechHere>"
 _BEFORE = "USER: <Speech>"
@@ -38,7 +31,7 @@ class SalmonnFamily:
         llama: LlamaForCausalLM,
         hearing: Hearing,
         tokenizer: Tokenizer,
-        extractor: WhisperFeatureExtractor,
+        features: SalmonnFeatures,
         identity: ModelIdentity,
     ) -> None:
         self.identity = identity
@@ -48,9 +41,8 @@ class SalmonnFamily:
         self.lm_head: nn.Module = llama.lm_head
         self.hearing = hearing
         self._tokenizer = tokenizer
-        self._extractor = extractor
-        self._fbank = LogMelFbank()
-        self.max_audio_s: float = extractor.n_samples / SAMPLE_RATE_HZ
+        self.features = features
+        self.max_audio_s = features.max_audio_s
         self.eos_token_ids = frozenset({tokenizer.eos_token_id})
 
     @property
@@ -60,20 +52,6 @@ class SalmonnFamily:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
-
-    def features(self, waveform: NDArray[np.float32]) -> AudioFeatures:
-        """See `ModelFamily`. A clip under 1 s is treated as one of 1 s that ends in silence.
-
-        Raises:
-            EmptyAudioError: no samples.
-        """
-        if waveform.size == 0:
-            raise EmptyAudioError("the audio has no samples")
-        clip = waveform[: self._extractor.n_samples]
-        clip = np.pad(clip, (0, max(0, MIN_SAMPLES - clip.size)))
-        mel = self._extractor(clip, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features[0]
-        num_frames = -(-clip.size // self._extractor.hop_length)
-        return AudioFeatures(mel, num_frames, self.hearing.num_tokens, {FBANK: self._fbank(clip)})
 
     @torch.no_grad()
     def embed_audio(self, features: Sequence[AudioFeatures]) -> list[Tensor]:

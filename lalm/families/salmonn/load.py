@@ -17,6 +17,7 @@ from lalm.families.model_file import ModelFile
 from lalm.families.salmonn.decoder import load_vicuna, merge_lora
 from lalm.families.salmonn.encoders import beats_encoder, bridge_module, whisper_encoder
 from lalm.families.salmonn.family import SalmonnFamily
+from lalm.families.salmonn.features import SalmonnFeatures
 from lalm.families.salmonn.hearing import Hearing
 from lalm.families.salmonn.parts import Part, Parts, open_parts
 from lalm.families.salmonn.tokenizer import Tokenizer
@@ -55,7 +56,8 @@ def load(model_file: ModelFile, name: str, device: torch.device, dtype: torch.dt
     llama.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     head_gate.install(llama.model)
     hearing = Hearing(whisper, beats, bridge, dtype).eval().requires_grad_(False)
-    return SalmonnFamily(llama, hearing, tokenizer, extractor, parts.identity(name))
+    features = SalmonnFeatures(extractor, hearing.num_tokens)
+    return SalmonnFamily(llama, hearing, tokenizer, features, parts.identity(name))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lalm.families import load_family
-from lalm.families.salmonn.family import FBANK, SalmonnFamily
+from lalm.families.salmonn.family import SalmonnFamily
+from lalm.families.salmonn.features import FBANK
 from lalm.family import AudioFeatures
 from lalm.head_gate import gate_tensor, gating
 from tests.salmonn_toy import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -326,6 +327,14 @@ def test_audio_at_the_edges(family: ModelFamily) -> None:
     assert torch.equal(longest.mel, cut.mel)
     assert torch.equal(longest.extra["fbank"], cut.extra["fbank"])
     assert torch.isfinite(family.embed_audio([longest])[0]).all()
+
+
+def test_features_go_to_other_processes_without_weights(family: ModelFamily) -> None:
+    pickled = pickle.dumps(family.features)
+    assert len(pickled) < 500_000
+    here, there = family.features(waveform(1)), pickle.loads(pickled)(waveform(1))
+    assert torch.equal(here.mel, there.mel)
+    assert torch.equal(here.extra["fbank"], there.extra["fbank"])
 
 
 def test_prompts_that_cannot_be_made_are_refused(family: ModelFamily) -> None:
