@@ -127,14 +127,10 @@ def _evaluations(
 ) -> Iterator[TaskEvaluation]:
     """One evaluation a recipe; recipes of the same model in a row share it."""
     from training.evaluate import evaluate as evaluate_recipe
-    from training.train import load_configured_family
+    from training.families_of import shared_families
 
-    loaded: Any = None
-    for config in configs:
-        which = (config.checkpoint, config.revision, config.run.device, config.run.dtype)
-        if loaded is None or loaded[0] != which:
-            loaded = (which, load_configured_family(config))
-        yield evaluate_recipe(config, options, family=loaded[1], write=write)
+    for config, family in shared_families(configs):
+        yield evaluate_recipe(config, options, family=family, write=write)
 
 
 def _print_table(evaluations: list[TaskEvaluation]) -> None:
