@@ -65,17 +65,12 @@ class TrainState:
         Raises:
             CheckpointError: there is none, it cannot be read, or it was made with another recipe.
         """
-        path = folder / CHECKPOINT
-        if not path.is_file():
-            raise CheckpointError(f"{path}: there is no checkpoint to resume")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = json.loads(content["recipe"])
-        except Exception as error:  # torch.load raises whatever a damaged file makes it raise
-            raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+        content, theirs = _read(folder)
         keys = sorted(key for key in {*theirs, *recipe} if theirs.get(key) != recipe.get(key))
         if keys:
-            raise CheckpointError(f"{path}: made with another recipe ({', '.join(keys)} differ)")
+            raise CheckpointError(
+                f"{folder / CHECKPOINT}: made with another recipe ({', '.join(keys)} differ)"
+            )
         with torch.no_grad():
             self.mask_logits.logits.copy_(content["logits"])
         self.mask_logits.generator.set_state(content["generator"])
@@ -84,6 +79,30 @@ class TrainState:
         self.step = content["step"]
         self.selected = Selected(**content["selected"]) if content["selected"] else None
         self.num_stale = content["num_stale"]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a checkpoint and its recipe."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content, json.loads(content["recipe"])
+    except Exception as error:  # torch.load raises whatever a damaged file makes it raise
+        raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+
+
+def kept_logits(folder: Path) -> tuple[Tensor, str]:
+    """The logits that a run has kept so far, float32 [num_layers, num_heads], and its model's fingerprint.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it cannot be read, or nothing was kept yet.
+    """
+    content, recipe = _read(folder)
+    if content["selected"] is None:
+        raise CheckpointError(f"{folder / CHECKPOINT}: no head mask was kept yet")
+    return content["selected"]["logits"].float(), recipe["fingerprint"]
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -23,8 +23,16 @@ _Set = Annotated[
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A recipe (TOML).")],
+    recipe: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="A recipe (TOML).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+    resume_from: Annotated[
+        Path | None, typer.Option(exists=True, help="Start with this mask file, or this run's logits.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(exists=True, help="Train on this manifest or feedback folder.")
+    ] = None,
     overrides: _Set = None,
 ) -> None:
     """Train the head mask of a recipe.
@@ -32,17 +40,21 @@ def train(
     Every weight of the model stays frozen. Prints the file that the head mask went into. Ctrl-C leaves a
     checkpoint that --resume takes up. Paths in a recipe are relative to the current folder.
 
+    --resume-from starts a training with a head mask that exists; its run goes to runs/<task>-continued. With
+    --manifest no recipe is needed: the mask file has the task, a part of the manifest is held out.
+
     \b
     ahamask train training/recipes/asr.toml
     ahamask train training/recipes/asr.toml --set optim.steps=50 --set run.device=cuda
+    ahamask train --resume-from masks/tiny-lalm/asr.json --manifest feedback/
     accelerate launch --multi_gpu --num_processes 4 -m ahamask train asr-7b.toml
     """
     values = _overrides(overrides)
-    from training.config import load_config
+    from training.continuing import recipe_to_continue
     from training.processes import launched
     from training.train import train as train_head_mask
 
-    config = load_config(recipe, values)
+    config = recipe_to_continue(recipe, resume_from, manifest, values)
     path = train_head_mask(config, resume=resume)
     if launched(config.run.device).is_main:
         typer.echo(str(path))

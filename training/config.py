@@ -1,16 +1,13 @@
 """A recipe file (TOML) -> a frozen configuration; an unknown key is an error.
 
-Two named sets of defaults for `[optim]`; every value can be overridden in the recipe:
-
-    paper    the published schedule: 90,000 steps on a large model
-    short    minutes on a small model: a high learning rate from the first step, summed answer loss
-
 Paths are relative to the folder the command runs in.
 """
 
 from __future__ import annotations
 
+import copy
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lalm.task import OutputKind, TaskSpec
 from training.errors import ConfigError
 from training.metrics import TextMetric
+from training.presets import PRESETS
 
 Amp = Literal["off", "bfloat16", "float16"]
 
@@ -33,8 +31,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """The manifests of a recipe. `task` is the task's name in them, where it differs."""
 
-    train: Path
-    valid: Path
+    train: Path  # a manifest, or a folder of manifests of any tasks (feedback)
+    valid: Path | None = None  # without one, `valid_fraction` of the training recordings is held out
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test: Path | None = None
     task: str | None = None
     max_train_examples: _Positive | None = None
@@ -75,30 +74,19 @@ class OptimConfig(_Section):
         return self
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "short": {
-        "steps": 400,
-        "batch_size": 16,
-        "lr": 0.05,
-        "lr_start": 0.05,
-        "lr_end": 0.0,
-        "lr_warmup_steps": 0,
-        "lr_decay": "linear",
-        "lr_decay_fraction": 0.2,
-        "weight_decay": 0.0,
-        "init_mean": 1.0,
-        "tau_end": 0.3,
-        "tau_fraction": 0.7,
-        "sparsity_lambda": 1e-4,
-        "loss": "sample_sum",
-    },
-}
+class RefineConfig(_Section):
+    """Flips of single heads after the training, each accepted where the development data says so."""
+
+    num_candidates: _Positive = 64  # the heads whose logits are nearest to 0, each tried once
+    dev: Path | None = None  # a manifest; by default the validation data
+    max_dev_examples: _Positive | None = 128
+    min_gain: Annotated[float, Field(ge=0)] = 0.0  # of the loss or score that head masks are selected by
 
 
 class RunConfig(_Section):
     """How a training runs and what it leaves behind."""
 
+    init_from: Path | None = None  # a mask file or a run's folder to go on from; see docs/training.md
     folder: Path | None = None  # checkpoints and logs; default runs/<task>
     seed: Annotated[int, Field(ge=0)] = 0
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # a training each; the best head mask is written
@@ -138,6 +126,7 @@ class TrainConfig(_Section):
     data: DataConfig
     optim: OptimConfig
     run: RunConfig = RunConfig()
+    refine: RefineConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +183,25 @@ def parse_config(values: dict[str, Any], name: str) -> TrainConfig:
         raise ConfigError(f"{name}: {_complaints(error)}") from error
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+def with_overrides(values: dict[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`values` with dotted keys set: {"optim.steps": 20}; `name` is for the message.
+
+    Raises:
+        ConfigError: a key leads through something that is no section.
+    """
+    values = copy.deepcopy(values)
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{name}: {section} is no section, {key} cannot be set")
+        target[last] = value
+    return values
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read a recipe file. `overrides` maps dotted keys to values: {"optim.steps": 20}.
 
     Raises:
@@ -206,14 +213,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    for key, value in (overrides or {}).items():
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"{path}: {section} is no section, {key} cannot be set")
-        target[last] = value
+    values = with_overrides(values, overrides or {}, str(path))
     try:
         return parse_config(values, path.name)
     except ConfigError as error:

@@ -113,10 +113,13 @@ class Manifest:
     examples: tuple[Example, ...]
 
 
-def load_manifest(path: Path, task: TaskSpec, task_in_manifest: str | None = None) -> Manifest:
+def load_manifest(
+    path: Path, task: TaskSpec, task_in_manifest: str | None = None, *, skip_others: bool = False
+) -> Manifest:
     """Read and check the manifest of one task.
 
-    `task_in_manifest` is the name the task has in the manifest, where it is not `task.name`.
+    task_in_manifest: the name the task has in the manifest, where it is not `task.name`.
+    skip_others: leave out what is of another task, down to nothing at all, instead of refusing it.
 
     Raises:
         ManifestError: unreadable, an unknown key or task, a missing file, an empty text, or an answer that
@@ -131,10 +134,16 @@ def load_manifest(path: Path, task: TaskSpec, task_in_manifest: str | None = Non
     except UnicodeDecodeError as error:
         raise ManifestError(path, content.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
     entries = _annotations(path, text) if _is_one_object(text) else _lines(path, text)
+    if skip_others:
+        entries = ((line, value) for line, value in entries if not _is_of_another(value, name))
     examples = tuple(_example(path, line, value, task, name) for line, value in entries)
-    if not examples:
+    if not examples and not skip_others:
         raise ManifestError(path, None, "there is no annotation in it")
     return Manifest(path, hashlib.sha256(content).hexdigest(), examples)
+
+
+def _is_of_another(value: object, name: str) -> bool:
+    return isinstance(value, dict) and value.get("task") != name
 
 
 def _is_one_object(text: str) -> bool:

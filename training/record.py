@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
-from training.batches import AnswerData
 from training.checkpoint import Selected
 from training.config import TrainConfig
-from training.manifest import Manifest
+from training.data import TrainData
 from training.mask_logits import binarise
 from training.processes import Processes
 from training.step import step_batch_size
 
-_RUN_KEYS = {"seed", "valid_every", "select_by", "keep_best", "patience", "dtype", "amp"}
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The data of a training, and the manifests it is from."""
-
-    train_manifest: Manifest
-    valid_manifest: Manifest
-    train: AnswerData
-    valid: AnswerData
+_RUN_KEYS = {"seed", "valid_every", "select_by", "keep_best", "patience", "dtype", "amp", "init_from"}
 
 
 def recipe_of(
@@ -40,7 +29,7 @@ def recipe_of(
     run = config.run.model_dump(mode="json", include=_RUN_KEYS)
     limits = config.data.model_dump(include={"max_train_examples", "max_valid_examples"})
     limits["cache_audio"] = config.data.cache_audio and config.data.cache_folder is None
-    sha256 = {"train": data.train_manifest.sha256, "valid": data.valid_manifest.sha256}
+    sha256 = {name: data.manifests[name].sha256 for name in ("train", "valid")}
     return {**kept, **run, **limits, "fingerprint": family.identity.fingerprint, "manifest_sha256": sha256}
 
 
@@ -50,7 +39,7 @@ def write_mask(
     family: ModelFamily,
     data: TrainData,
     selected: Selected,
-    further: Mapping[str, Any],
+    further: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the head mask of `selected`, with how it was made and what `further` says of it."""
     mask_file = MaskFile(
@@ -64,10 +53,11 @@ def write_mask(
             "optim": config.optim.model_dump(mode="json"),
             "selected_step": selected.step,
             f"validation_{config.run.select_by}": validation_of(config, selected),
-            "train_manifest_sha256": data.train_manifest.sha256,
-            "valid_manifest_sha256": data.valid_manifest.sha256,
+            "train_manifest_sha256": data.manifests["train"].sha256,
+            "valid_manifest_sha256": data.manifests["valid"].sha256,
             "num_train_examples": len(data.train.examples),
             "num_valid_examples": len(data.valid.examples),
+            **({} if config.run.init_from is None else {"init_from": config.run.init_from.name}),
             **further,
         },
         evaluation={},

@@ -15,27 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lalm.families import load_family
 from lalm.family import ModelFamily
-from training.batches import AnswerData, AudioEmbeddings
+from training.batches import AnswerData
 from training.checkpoint import Selected, TrainLog, TrainState, has_checkpoint
 from training.config import TrainConfig
-from training.embedding_store import open_store
+from training.continuing import initial_logits
+from training.data import TrainData, load_data
 from training.errors import TrainingError
 from training.interrupt import interrupt_after_step
-from training.manifest import Example, load_manifest
-from training.mask_logits import MaskLogits
+from training.mask_logits import MaskLogits, binarise
 from training.memory import grad_scaler
 from training.plan import BatchPlan
 from training.processes import ALONE, Processes, launched
-from training.record import TrainData, recipe_of, validation_of, write_mask
-from training.selection import is_stale, validate
+from training.record import recipe_of, validation_of, write_mask
+from training.refine import refine
+from training.selection import Measure, is_stale, validate
+from training.splits import subset
 from training.step import Stepper, step_batch_size
+
+__all__ = ["load_configured_family", "subset", "train"]
 
 
 def train(
@@ -61,13 +64,20 @@ def train(
     processes = launched(config.run.device)
     family = family or load_configured_family(config, processes)
     with _progress(console, processes) as progress:
-        data = _load_data(config, family, processes, progress)
-        found: list[tuple[TrainConfig, Selected | None]] = []
-        for seeded in config.by_seed:
+        data = load_data(config, family, processes, progress)
+        found: list[tuple[_Job, Selected]] = []
+        for number, seeded in enumerate(config.by_seed):
             job = _Job(seeded, family, data, processes, progress)
-            resumed = resume and (not found or has_checkpoint(seeded.run_folder))
-            found.append((seeded, _train_seed(job, resume=resumed)))
-    _write(config, job, found)
+            resumed = resume and (number == 0 or has_checkpoint(seeded.run_folder))
+            selected = _train_seed(job, resume=resumed)
+            found += [(job, selected)] if selected is not None else []
+        if not found:
+            raise TrainingError(f"task {config.task.name!r}: every head mask found was empty")
+        best, selected = min(found, key=lambda pair: pair[1].value)
+        refined, further = _refine(best, selected)
+    if processes.is_main:
+        _write(config, found, best, refined, further)
+    processes.wait()
     return config.out
 
 
@@ -76,47 +86,6 @@ def load_configured_family(config: TrainConfig, processes: Processes = ALONE) ->
     run = config.run
     device = processes.place(run.device)
     return load_family(config.checkpoint, revision=config.revision, device=device, dtype=run.dtype)
-
-
-def subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
-    """At most `limit` examples, always the same ones, spread over the whole manifest."""
-    if limit is None or len(examples) <= limit:
-        return examples
-    chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
-    return [examples[index] for index in sorted(chosen)]
-
-
-def _load_data(
-    config: TrainConfig, family: ModelFamily, processes: Processes, progress: Progress
-) -> TrainData:
-    data = config.data
-    train_manifest, valid_manifest = (
-        load_manifest(path, config.task, data.task) for path in (data.train, data.valid)
-    )
-    limited = [
-        subset(train_manifest.examples, data.max_train_examples),
-        subset(valid_manifest.examples, data.max_valid_examples),
-    ]
-    store = open_store(data, family, processes)
-    train_audio, valid_audio = (
-        AudioEmbeddings(
-            family,
-            examples,
-            keep=data.cache_audio and store is None,
-            store=store,
-            num_workers=data.num_workers,
-        )
-        for examples in limited
-    )
-    kept = {"train": train_audio, "valid": valid_audio} if data.cache_audio or store is not None else {}
-    for name, audio in kept.items():
-        bar = progress.add_task(f"audio embeddings: {name}", total=len(audio), state="")
-        for done in audio.warm(processes):
-            progress.advance(bar, done)
-    if store is not None:
-        progress.console.print(store.describe(), highlight=False, soft_wrap=True)
-    parts = (AnswerData(family, train_audio), AnswerData(family, valid_audio))
-    return TrainData(train_manifest, valid_manifest, *parts)
 
 
 @dataclass(frozen=True)
@@ -128,6 +97,10 @@ class _Job:
     data: TrainData
     processes: Processes
     progress: Progress
+
+    def measure(self, data: AnswerData) -> Measure:
+        """How good head masks are on `data`."""
+        return Measure(self.config, self.family, data, self.processes)
 
 
 def _train_seed(job: _Job, *, resume: bool) -> Selected | None:
@@ -148,7 +121,11 @@ def _fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
         init_mean=optim.init_mean,
         init_std=optim.init_std,
         generator=torch.Generator().manual_seed(config.run.seed),
-    ).to(family.device)
+    )
+    if (logits := initial_logits(config, family)) is not None:
+        with torch.no_grad():
+            mask_logits.logits.copy_(logits)
+    mask_logits.to(family.device)
     optimizer = torch.optim.AdamW(
         mask_logits.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
     )
@@ -161,6 +138,7 @@ def _run(job: _Job, state: TrainState, recipe: dict[str, Any]) -> None:
     steps, run, is_main = config.optim.steps, config.run, processes.is_main
     plan = BatchPlan(job.data.train.lengths(), step_batch_size(config.optim, processes), run.seed)
     stepper = Stepper(config, job.family, job.data.train, plan, processes)
+    on_valid = job.measure(job.data.valid)
     name = f"head mask: {config.task.name}, seed {run.seed}"
     bar = job.progress.add_task(name, total=steps, completed=state.step, state="")
     with (
@@ -168,11 +146,13 @@ def _run(job: _Job, state: TrainState, recipe: dict[str, Any]) -> None:
         closing(stepper.batches(state.step)) as batches,
         interrupt_after_step() as stop,
     ):
+        if state.step == 0 and run.init_from is not None:
+            log.write(0, validate(on_valid, state))  # what it goes on from is the first to beat
         while state.step < steps and not is_stale(config, state):
             values = stepper.step(state, batches)
             state.step += 1
             if state.step % run.valid_every == 0 or state.step == steps:
-                values |= validate(config, job.family, job.data.valid, state, processes)
+                values |= validate(on_valid, state)
             log.write(state.step, values)
             shown = f"loss {values['loss']:.3f}  tau {values['tau']:.2f}  active {values['num_active']:.0f}"
             job.progress.update(bar, completed=state.step, state=shown)
@@ -184,20 +164,39 @@ def _run(job: _Job, state: TrainState, recipe: dict[str, Any]) -> None:
                 raise KeyboardInterrupt
 
 
-def _write(config: TrainConfig, job: _Job, found: Sequence[tuple[TrainConfig, Selected | None]]) -> None:
-    """Write the best head mask, and where there are several seeds each one's."""
-    kept = [(seeded, selected) for seeded, selected in found if selected is not None]
-    if not kept:
-        raise TrainingError(f"task {config.task.name!r}: every head mask found was empty; nothing is written")
-    seeds = {str(seeded.run.seed): validation_of(seeded, selected) for seeded, selected in kept}
-    if job.processes.is_main:
-        if len(found) > 1:
-            for seeded, selected in kept:
-                write_mask(seeded.run_folder / config.out.name, seeded, job.family, job.data, selected, {})
-        seeded, selected = min(kept, key=lambda pair: pair[1].value)
-        further = {"seeds": seeds} if len(found) > 1 else {}
-        write_mask(config.out, seeded, job.family, job.data, selected, further)
-    job.processes.wait()
+def _refine(job: _Job, selected: Selected) -> tuple[Selected, dict[str, Any]]:
+    """The head mask after the flips of single heads, where the recipe wants them, and their record."""
+    settings = job.config.refine
+    if settings is None:
+        return selected, {}
+    bar = job.progress.add_task("refinement", total=settings.num_candidates, state="")
+    refined = refine(
+        selected.logits,
+        job.measure(job.data.dev),
+        num_candidates=settings.num_candidates,
+        min_gain=settings.min_gain,
+        on_tried=lambda: job.progress.advance(bar),
+    )
+    value = job.measure(job.data.valid)(binarise(refined.logits))
+    record = {"num_tried": refined.num_tried, "num_flipped": len(refined.flipped)}
+    values = {"before": refined.before, "after": refined.after}
+    return Selected(selected.step, value, refined.logits), {"refine": {**record, **values}}
+
+
+def _write(
+    config: TrainConfig,
+    found: Sequence[tuple[_Job, Selected]],
+    best: _Job,
+    refined: Selected,
+    further: dict[str, Any],
+) -> None:
+    """Write the best head mask, and where there are several seeds each one's as it was found."""
+    if config.run.seeds:
+        for job, selected in found:
+            write_mask(job.config.run_folder / config.out.name, job.config, job.family, job.data, selected)
+        seeds = {str(job.config.run.seed): validation_of(config, selected) for job, selected in found}
+        further = {**further, "seeds": seeds}
+    write_mask(config.out, best.config, best.family, best.data, refined, further)
 
 
 def _progress(console: Console | None, processes: Processes) -> Progress:

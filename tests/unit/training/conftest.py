@@ -27,7 +27,10 @@ def make_recipe(tmp_path: Path) -> MakeRecipe:
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
 
     def make(
-        run: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **optim: Any
+        run: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        refine: dict[str, Any] | None = None,
+        **optim: Any,
     ) -> TrainConfig:
         values = {
             "preset": "short",
@@ -46,6 +49,7 @@ def make_recipe(tmp_path: Path) -> MakeRecipe:
                 "test": tmp_path / "valid.jsonl",
                 **(data or {}),
             },
+            "refine": refine,
             "optim": {"steps": 20, "batch_size": 4, **optim},
             "run": {"folder": tmp_path / "run", "valid_every": 7, "checkpoint_every": 6, **(run or {})},
         }
