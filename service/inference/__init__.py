@@ -6,6 +6,7 @@ From the outside in:
     exceptions.py     what may go wrong
     config.py         the limits
     engine.py         the loop and its thread
+    steps.py          one step of the loop: encode, prefill, decode
     ticket.py         an accepted request: its rows, and who waits for them
     ledger.py         requests and their rows: answered, failed, cancelled
     sequence.py       one row: its states, its finish reason, its times
@@ -14,6 +15,7 @@ From the outside in:
     encoding.py       each clip is encoded once
     audio_cache.py    and not again when it comes again
     model_runner.py   encode, prefill, decode
+    draft.py          answers guessed before they are generated
     chunk.py          what a forward pass takes of a row
     packed.py         the forward pass on a CPU: no padding, no silenced heads
     padded.py         the forward pass of every other decoder and device: padded, under a gate

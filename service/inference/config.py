@@ -1,8 +1,9 @@
-"""The limits of an engine."""
+"""The limits of an engine, and the phases of its life."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class EngineConfig:
     max_waiting: rows that may wait beyond those.
     max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
         can do if that is less.
-    max_prefill_tokens: prompt positions of one step, padding included; a single longer prompt is let in.
+    max_prefill_tokens: prompt positions of one step; None: 256 where a prompt may come in parts, else 4096,
+        padding included, and a single longer prompt is let in.
     max_audio_cache_bytes: encoded audio kept for recordings that come again; 0 keeps none.
     packed: False to run the decoder padded even where the packed pass fits.
     """
@@ -21,6 +23,16 @@ class EngineConfig:
     max_slots: int = 16
     max_waiting: int = 64
     max_sequence_tokens: int = 2048
-    max_prefill_tokens: int = 4096
+    max_prefill_tokens: int | None = None
     max_audio_cache_bytes: int = 64 * 2**20
     packed: bool = True
+
+
+class Phase(Enum):
+    """Where an engine stands; only READY takes requests."""
+
+    NEW = "not started"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"

@@ -17,23 +17,20 @@ import asyncio
 import itertools
 import threading
 import time
-from enum import Enum
 
 import structlog
 
 from lalm.family import ModelFamily
 from service.inference.audio_cache import AudioCache
-from service.inference.config import EngineConfig
-from service.inference.encoding import encode
+from service.inference.config import EngineConfig, Phase
 from service.inference.exceptions import EngineStoppedError
-from service.inference.isolation import isolated
 from service.inference.ledger import Ledger
 from service.inference.memory import BatchLimit
 from service.inference.model_runner import ModelRunner
 from service.inference.observer import EngineObserver
 from service.inference.request import EngineRequest, EngineResult, RowRequest, RowResult
 from service.inference.scheduler import Scheduler
-from service.inference.sequence import FinishReason, Sequence
+from service.inference.steps import Steps
 from service.inference.ticket import Ticket, open_ticket
 
 __all__ = [
@@ -49,16 +46,6 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 
-class Phase(Enum):
-    """Where an engine stands; only READY takes requests."""
-
-    NEW = "not started"
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
 class Engine:
     """Serves one loaded model. See the module."""
 
@@ -66,14 +53,26 @@ class Engine:
         self.family = family
         self._observer = observer
         self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens, packed=config.packed)
-        self._scheduler = Scheduler(config.max_slots, config.max_waiting, config.max_prefill_tokens)
-        self._batch_limit = BatchLimit(config.max_slots)
+        in_parts = self._runner.takes_parts
+        max_prefill_tokens = config.max_prefill_tokens or (256 if in_parts else 4096)
+        self._scheduler = Scheduler(
+            config.max_slots, config.max_waiting, max_prefill_tokens, in_parts=in_parts
+        )
         self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
-        self._audio_cache = AudioCache(config.max_audio_cache_bytes)
         self._sequence_ids = itertools.count()
         self._phase = Phase.NEW
         self._failure: BaseException | None = None
         self._changed = threading.Condition()  # its lock guards everything above
+        self._steps = Steps(
+            self._runner,
+            self._scheduler,
+            self._ledger,
+            observer,
+            AudioCache(config.max_audio_cache_bytes),
+            BatchLimit(config.max_slots),
+            self._changed,
+            self._notify,
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -196,88 +195,7 @@ class Engine:
     def _step(self) -> None:
         with self._changed:
             self._ledger.sweep()
-            self._scheduler.max_running = self._batch_limit.num_rows
+            self._scheduler.max_running = self._steps.batch_limit.num_rows
             admitted = self._scheduler.admit(time.perf_counter())
             self._notify()
-        if admitted:
-            self._encode(admitted)
-        # A row whose request failed has left its slot.
-        if fresh := [sequence for sequence in admitted if sequence.slot is not None]:
-            self._prefill(fresh)
-        running = self._scheduler.running
-        while running:
-            size = self._batch_limit.num_rows
-            self._decode(running[:size])
-            # A row may have left its slot with another one of its request.
-            running = [sequence for sequence in running[size:] if sequence.slot is not None]
-
-    def _encode(self, admitted: list[Sequence]) -> None:
-        """Encode the audio of those requests whose first rows these are."""
-        tickets = [ticket for ticket in self._ledger.tickets_of(admitted) if ticket.audio_embeds is None]
-        start_s = time.perf_counter()
-        encoded = encode(
-            self._runner.encode,
-            self._audio_cache,
-            [ticket.request.audio for ticket in tickets],
-            self._on_out_of_memory,
-        )
-        end_s = time.perf_counter()
-        if tickets:
-            self._observer.on_audio_cache(encoded.num_hits, encoded.num_misses, self._audio_cache.num_bytes)
-        if encoded.num_misses:
-            self._observer.on_encode(end_s - start_s, encoded.num_misses)
-        for sequence in admitted:
-            sequence.times.encoded_s = end_s
-        with self._changed:
-            for ticket, outcome in zip(tickets, encoded.outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    self._ledger.fail(next(row for row in ticket.sequences if row in admitted), outcome)
-                else:
-                    ticket.audio_embeds = outcome
-            self._notify()
-
-    def _prefill(self, sequences: list[Sequence]) -> None:
-        start_s = time.perf_counter()
-        rows = [(sequence, self._ledger.audio_embeds(sequence)) for sequence in sequences]
-        outcomes = isolated(self._runner.prefill, rows, self._on_out_of_memory)
-        end_s = time.perf_counter()
-        self._observer.on_prefill(end_s - start_s, len(sequences))
-        for sequence in sequences:
-            sequence.times.prefilled_s = end_s
-        for ticket in self._ledger.tickets_of(sequences):
-            ticket.drop_audio_if_prefilled()
-        self._collect(sequences, outcomes)
-
-    def _decode(self, sequences: list[Sequence]) -> None:
-        start_s = time.perf_counter()
-        outcomes = isolated(self._runner.decode, sequences, self._on_out_of_memory)
-        self._batch_limit.step_done()
-        self._observer.on_decode_step(time.perf_counter() - start_s, len(sequences))
-        self._collect(sequences, outcomes)
-
-    def _on_out_of_memory(self, num_rows: int) -> None:
-        """A pass over `num_rows` rows did not fit: batches are smaller for a time."""
-        self._audio_cache.clear()
-        self._runner.recover()
-        self._batch_limit.shrink(num_rows)
-        log.warning("out of memory", num_rows=num_rows, max_rows=self._batch_limit.num_rows)
-        self._observer.on_out_of_memory(self._batch_limit.num_rows)
-
-    def _collect(self, sequences: list[Sequence], outcomes: list[int | Exception]) -> None:
-        """Append each row's token, and end the rows that are complete or failed."""
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            if isinstance(outcome, Exception) and sequence.slot is not None:
-                self._runner.clear(sequence.slot)
-        with self._changed:
-            for sequence, outcome in zip(sequences, outcomes, strict=True):
-                if sequence.slot is None:
-                    continue  # another row of its request has just failed
-                if isinstance(outcome, Exception):
-                    self._ledger.fail(sequence, outcome)
-                elif outcome in self.family.eos_token_ids:
-                    self._ledger.complete(sequence, FinishReason.STOP)
-                else:
-                    self._ledger.append(sequence, outcome)
-                    if len(sequence.output_ids) == sequence.max_new_tokens:
-                        self._ledger.complete(sequence, FinishReason.LENGTH)
-            self._notify()
+        self._steps.run(admitted)

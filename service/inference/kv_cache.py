@@ -73,6 +73,12 @@ class KvCache:
             for part in layer or ():
                 part[slot : slot + 1].zero_()
 
+    def move(self, slot: int, sources: Sequence[int], start: int) -> None:
+        """Copy the positions `sources` of a slot to `start` and those behind it."""
+        for layer in self._layers:
+            for part in layer or ():
+                part[slot, :, start : start + len(sources)] = part[slot, :, list(sources)]
+
     def prefill(self, slots: Sequence[int], device: torch.device) -> Prefill:
         """For a call that starts the sequences in `slots`, in the order of its rows."""
         return Prefill(self, torch.tensor(slots, device=device))

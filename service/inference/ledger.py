@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 import structlog
@@ -63,10 +63,17 @@ class Ledger:
             raise RuntimeError(f"the audio of sequence {sequence.id} is not encoded")
         return embeds
 
-    def append(self, sequence: Sequence, token_id: int) -> None:
-        """A running row has one more token."""
-        sequence.output_ids.append(token_id)
-        self._tickets[sequence.id].publish(sequence, token_id)
+    def extend(self, sequence: Sequence, token_ids: Iterable[int], eos_token_ids: Collection[int]) -> None:
+        """A running row has more tokens; it ends before one that ends the text, or when it has all it may."""
+        for token_id in token_ids:
+            if token_id in eos_token_ids:
+                self.complete(sequence, FinishReason.STOP)
+                return
+            sequence.output_ids.append(token_id)
+            self._tickets[sequence.id].publish(sequence, token_id)
+            if len(sequence.output_ids) == sequence.max_new_tokens:
+                self.complete(sequence, FinishReason.LENGTH)
+                return
 
     def complete(self, sequence: Sequence, reason: FinishReason) -> None:
         """A row has its answer; the request is answered when it was the last one."""
@@ -124,6 +131,7 @@ class Ledger:
                 text=self._decode_tokens(sequence.output_ids),
                 finish_reason="stop" if sequence.finish_reason is FinishReason.STOP else "length",
                 timings_ms=sequence.times.timings_ms(),
+                scores=sequence.scores,
             )
             for sequence in ticket.sequences
         ]

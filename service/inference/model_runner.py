@@ -7,6 +7,9 @@ behind it. Each row is under its own head mask. The decoder runs in one of two w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from lalm.audio import SAMPLE_RATE_HZ
 from lalm.family import AudioFeatures, ModelFamily
 from service.inference.chunk import Chunk, ForwardPass
 from service.inference.kv_cache import KvCache
+from service.inference.label_scores import label_scores
 from service.inference.packed import PackedPass
 from service.inference.packed_check import can_pack
 from service.inference.padded import PaddedPass
@@ -22,6 +26,26 @@ from service.inference.sequence import Sequence, Times
 
 # Between requests the cache may keep this much memory on a CPU.
 _IDLE_CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """The next `num_tokens` positions of a sequence's prompt; audio: its encoded clips."""
+
+    sequence: Sequence
+    audio: list[Tensor]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """What a prefill says about a row: the tokens its answer begins with, none if the prompt goes on.
+
+    scores: probability of each label, if asked for.
+    """
+
+    tokens: list[int]
+    scores: dict[str, float] | None = None
 
 
 class ModelRunner:
@@ -39,15 +63,17 @@ class ModelRunner:
     ) -> None:
         self._family = family
         self._max_slots = max_slots
+        self.eos_token_ids: frozenset[int] = family.eos_token_ids
         num_positions = getattr(family.decoder.config, "max_position_embeddings", max_sequence_tokens)
         self.max_sequence_tokens: int = min(max_sequence_tokens, num_positions)
         self._cache = KvCache(family.identity.num_layers, max_slots, self.max_sequence_tokens)
         self._pass: ForwardPass
-        self.packed = packed and can_pack(family)
+        self.packed: bool = packed and can_pack(family)
         if self.packed:
             self._pass = PackedPass(family.decoder, self._cache, self.max_sequence_tokens)
         else:
             self._pass = PaddedPass(family, self._cache, max_slots)
+        self.takes_parts: bool = self._pass.takes_parts
 
     def warm_up(self) -> None:
         """One second of silence through every stage; on a GPU, all the memory the cache may need is taken."""
@@ -57,7 +83,9 @@ class ModelRunner:
         audio = self.encode([features])
         num_tokens = sum(map(len, self._family.prompt_segments(None, 1))) + features.num_audio_tokens
         sequence = Sequence(-1, "warm-up", "warm-up", None, None, num_tokens, 2, Times(0.0), slot=0)
-        sequence.output_ids += self.prefill([(sequence, audio)])
+        (first,) = self.prefill([PromptPart(sequence, audio, num_tokens)])
+        sequence.num_prefilled = num_tokens
+        sequence.output_ids += first.tokens
         self.decode([sequence])
 
     @torch.inference_mode()
@@ -70,22 +98,59 @@ class ModelRunner:
         return embeds
 
     @torch.inference_mode()
-    def prefill(self, rows: list[tuple[Sequence, list[Tensor]]]) -> list[int]:
-        """Start sequences, given with their audio embeddings, in their slots; returns each one's first token.
+    def prefill(self, parts: list[PromptPart]) -> list[FirstTokens]:
+        """Run parts of prompts, each behind what is prefilled of it; a prompt that is complete has tokens.
 
         Raises:
             FloatingPointError: the logits of a row are not finite.
         """
-        inputs = [self._family.embed_prompt(audio, sequence.instruction) for sequence, audio in rows]
-        chunks = [
-            Chunk(_slot(sequence), 0, len(prompt), sequence.head_mask)
-            for (sequence, _), prompt in zip(rows, inputs, strict=True)
-        ]
+        inputs, chunks = zip(*(self._chunk(part) for part in parts), strict=True)
+        sequences = [part.sequence for part in parts]
         self._cache.reserve(
             max(chunk.slot for chunk in chunks) + 1,
-            max(sequence.num_prompt_tokens + sequence.max_new_tokens for sequence, _ in rows),
+            max(row.num_prompt_tokens + max(row.max_new_tokens, len(row.draft or ())) for row in sequences),
         )
-        return self._greedy(self._pass.prefill(inputs, chunks))
+        hidden = self._pass.prefill(inputs, chunks)
+        if not len(hidden):
+            return [FirstTokens([]) for _ in parts]
+        logits = self._family.lm_head(hidden)
+        likeliest = iter(self._greedy(logits))
+        of_row = torch.split(logits, [chunk.num_outputs for chunk in chunks])
+        return [
+            self._first_tokens(sequence, chunk, list(islice(likeliest, chunk.num_outputs)), own)
+            for sequence, chunk, own in zip(sequences, chunks, of_row, strict=True)
+        ]
+
+    def _chunk(self, part: PromptPart) -> tuple[Tensor, Chunk]:
+        """A part of a prompt and, behind its end, the draft of the answer; and the input [length, hidden]."""
+        sequence, start = part.sequence, part.sequence.num_prefilled
+        stop = start + part.num_tokens
+        inputs = self._family.embed_prompt(part.audio, sequence.instruction)[start:stop]
+        if stop < sequence.num_prompt_tokens:
+            return inputs, Chunk(_slot(sequence), start, len(inputs), sequence.head_mask, num_outputs=0)
+        draft = sequence.draft if self._pass.takes_trees else None
+        if draft is None:
+            return inputs, Chunk(_slot(sequence), start, len(inputs), sequence.head_mask)
+        embed_tokens = self._family.decoder.get_input_embeddings()
+        inputs = torch.cat([inputs, embed_tokens(torch.tensor(draft.tokens, device=inputs.device))])
+        chunk = Chunk(
+            _slot(sequence), start, len(inputs), sequence.head_mask, 1 + len(draft), tuple(draft.parents)
+        )
+        return inputs, chunk
+
+    def _first_tokens(
+        self, sequence: Sequence, chunk: Chunk, likeliest: list[int], logits: Tensor
+    ) -> FirstTokens:
+        """What the outputs of a chunk say; accepted tokens of the draft stay in the cache as if decoded."""
+        if not chunk.parents or sequence.draft is None:
+            return FirstTokens(likeliest)
+        nodes, tokens = sequence.draft.accept(likeliest)
+        if nodes != list(range(len(nodes))):
+            behind_prompt = sequence.num_prompt_tokens
+            self._cache.move(chunk.slot, [behind_prompt + node for node in nodes], behind_prompt)
+        if not sequence.with_scores or not sequence.draft.labels:
+            return FirstTokens(tokens)
+        return FirstTokens(tokens, label_scores(sequence.draft, logits, self.eos_token_ids))
 
     @torch.inference_mode()
     def decode(self, sequences: list[Sequence]) -> list[int]:
@@ -103,7 +168,8 @@ class ModelRunner:
             )
             for sequence in sequences
         ]
-        return self._greedy(self._pass.decode([sequence.output_ids[-1] for sequence in sequences], chunks))
+        hidden = self._pass.decode([sequence.output_ids[-1] for sequence in sequences], chunks)
+        return self._greedy(self._family.lm_head(hidden))
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
@@ -121,9 +187,8 @@ class ModelRunner:
         if self._family.device.type != "cuda" and self._cache.num_bytes > _IDLE_CACHE_BYTES:
             self._cache.release()
 
-    def _greedy(self, hidden: Tensor) -> list[int]:
-        """The likeliest token of each row of [batch, hidden]; the only transfer to the host of a step."""
-        logits = self._family.lm_head(hidden)
+    def _greedy(self, logits: Tensor) -> list[int]:
+        """The likeliest token of each row of [batch, vocab_size]; the only transfer to the host of a step."""
         ids: list[int] = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1).tolist()
         if min(ids) < 0:
             rows = [row for row, token in enumerate(ids) if token < 0]

@@ -20,7 +20,7 @@ class EngineObserver(Protocol):
         """Clips of newcomers that were, and were not, encoded already; what is kept of them now."""
 
     def on_prefill(self, seconds: float, num_rows: int) -> None:
-        """One first pass of the decoder over the prompts of `num_rows` rows."""
+        """One pass of the decoder over the prompts of `num_rows` rows, or parts of them."""
 
     def on_decode_step(self, seconds: float, num_rows: int) -> None:
         """One decode step, a token for each of `num_rows` rows."""

@@ -33,6 +33,7 @@ class PackedPass:
 
     def __init__(self, decoder: Any, cache: KvCache, max_positions: int) -> None:
         self._decoder = PackedDecoder(decoder, cache, max_positions)
+        self.takes_parts = self.takes_trees = True
         self._embed_tokens: nn.Module = decoder.get_input_embeddings()
 
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
@@ -121,7 +122,7 @@ def _positions(chunks: Sequence[Chunk]) -> Tensor:
     """Of every position of a pass, where it stands in its sequence."""
     if all(chunk.length == 1 for chunk in chunks):
         return torch.tensor([chunk.start for chunk in chunks])
-    return torch.cat([torch.arange(chunk.start, chunk.stop) for chunk in chunks])
+    return torch.cat([chunk.positions for chunk in chunks])
 
 
 def _outputs(chunks: Sequence[Chunk]) -> Tensor | None:

@@ -114,14 +114,12 @@ class SlicedAttention:
     ) -> Tensor:
         """Of the last positions of a chunk, as many as there are queries: [len(queries), num_q, head_dim]."""
         count = len(queries)
-        causal, mask = count == chunk.stop, None
-        if not causal and count > 1:
-            mask = torch.ones(count, chunk.stop, dtype=torch.bool).tril(chunk.stop - count)
+        causal = count == chunk.stop and not chunk.parents
         mixed = F.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],
             keys[part.kv_of_q][None],
             values[part.kv_of_q][None],
-            attn_mask=mask,
+            attn_mask=None if causal else chunk.visible[-count:],
             is_causal=causal,
             scale=self._scale,
         )

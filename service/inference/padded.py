@@ -37,6 +37,8 @@ class PaddedPass:
             identity.num_layers, max_slots, identity.num_heads, device=family.device, dtype=family.dtype
         )
         self._layer_types, self._window = _attention_layers(family.decoder.config)
+        self.takes_parts = False
+        self.takes_trees = self._window is None
 
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
         """See `ForwardPass`."""
@@ -46,8 +48,20 @@ class PaddedPass:
         )
         self._gates[:, slots] = gate
         padded = pad_sequence(list(inputs), batch_first=True)
-        positions = torch.arange(padded.shape[1], device=device).expand(len(chunks), -1)
-        hidden = self._forward(positions, gate, self._cache.prefill(slots, device), inputs_embeds=padded)
+        width = padded.shape[1]
+        positions = torch.arange(width).repeat(len(chunks), 1)
+        visible = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(chunks), 1, 1)
+        for row, chunk in enumerate(chunks):
+            if chunk.parents:
+                positions[row, : chunk.length] = chunk.positions
+                visible[row, : chunk.length, : chunk.length] = chunk.visible
+        hidden = self._forward(
+            positions.to(device),
+            visible[:, None].to(device),
+            gate,
+            self._cache.prefill(slots, device),
+            inputs_embeds=padded,
+        )
         rows = [row for row, chunk in enumerate(chunks) for _ in range(chunk.num_outputs)]
         columns = [
             column for chunk in chunks for column in range(chunk.length - chunk.num_outputs, chunk.length)
@@ -62,24 +76,27 @@ class PaddedPass:
         )
         rows, num_keys = select_rows(slots, index), max(chunk.stop for chunk in chunks)
         cache = self._cache.decode(index, rows, positions, num_keys)
-        hidden = self._forward(
-            positions[:, None], self._gates[:, rows], cache, input_ids=latest[:, None], num_keys=num_keys
-        )
+        positions = positions[:, None]
+        visible = torch.arange(num_keys, device=self._family.device) <= positions[:, None, :, None]
+        hidden = self._forward(positions, visible, self._gates[:, rows], cache, input_ids=latest[:, None])
         return hidden[:, -1]
 
     def _forward(
         self,
         positions: Tensor,
+        visible: Tensor,
         gate: Tensor,
         cache: Prefill | Decode,
-        *,
-        num_keys: int | None = None,
         **inputs: Tensor,
     ) -> Tensor:
-        """Last hidden states [batch, num_queries, hidden]; positions: int [batch, num_queries]."""
+        """Last hidden states [batch, num_queries, hidden].
+
+        positions: int [batch, num_queries]. visible: bool [batch, 1, num_queries, num_keys], the keys that a
+        query sees but for a sliding window.
+        """
         output = self._family.decoder(
             **inputs,
-            attention_mask=self._attention_mask(positions, num_keys or positions.shape[1]),
+            attention_mask=self._attention_mask(positions, visible),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -88,17 +105,15 @@ class PaddedPass:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _attention_mask(self, positions: Tensor, num_keys: int) -> Tensor | dict[str, Tensor]:
-        """Which keys a query sees, bool [batch, 1, num_queries, num_keys]: its own position and those before.
+    def _attention_mask(self, positions: Tensor, visible: Tensor) -> Tensor | dict[str, Tensor]:
+        """`visible`, as far as the window of each layer goes.
 
         A decoder that mixes full and sliding layers takes one a type.
         """
-        keys = torch.arange(num_keys, device=positions.device)
-        queries = positions[:, None, :, None]
-        visible = keys <= queries
         if self._window is None:
             return visible
-        near = visible & (keys > queries - self._window)
+        keys = torch.arange(visible.shape[-1], device=positions.device)
+        near = visible & (keys > positions[:, None, :, None] - self._window)
         return {_FULL: visible, _SLIDING: near} if self._layer_types else near
 
 

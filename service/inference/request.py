@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lalm.head_mask import HeadMask
+from lalm.task import OutputSpec
 
 if TYPE_CHECKING:
     from lalm.family import AudioFeatures
@@ -18,12 +19,16 @@ class RowRequest:
 
     head_mask: None for the plain model.
     instruction: None for audio alone, the prompt of a head mask.
+    output: the form of the answer, if it is known; it makes answers come faster and changes none.
+    with_scores: whether the probabilities of a label task's labels are wanted.
     """
 
     task: str
     head_mask: HeadMask | None
     instruction: str | None
     max_new_tokens: int
+    output: OutputSpec | None = None
+    with_scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,15 @@ class RowResult:
     token_ids: without the end-of-text token.
     finish_reason: `stop` when the model ended the answer, `length` when `max_new_tokens` did.
     timings_ms: milliseconds in `queue`, `encoder`, `prefill`, `decode`, and their sum, `total`.
+    scores: probability of each label among the labels of a label task, if it was asked for and can be had:
+        not under a decoder with a sliding window.
     """
 
     token_ids: list[int]
     text: str
     finish_reason: Literal["stop", "length"]
     timings_ms: dict[str, float]
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,21 @@ class Scheduler:
     max_slots: rows in the batch.
     max_waiting: rows that may wait beyond those that fit into slots.
     max_running: rows that `admit` fills the batch up to; `max_slots`, or fewer for a time.
-    max_prefill_tokens: prompt positions prefilled in one step, padding included, so that rows in mid-answer
-        do not stand still for long; the first row of a step may exceed it.
+    max_prefill_tokens: prompt positions prefilled in one step, so that rows in mid-answer do not stand still
+        for long.
+    in_parts: whether a prompt may be prefilled over several steps. If not, padding counts, and the first row
+        of a step may exceed the limit.
     """
 
-    def __init__(self, max_slots: int, max_waiting: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self, max_slots: int, max_waiting: int, max_prefill_tokens: int, *, in_parts: bool = False
+    ) -> None:
         if min(max_slots, max_prefill_tokens) < 1 or max_waiting < 0:
             raise ValueError("max_slots and max_prefill_tokens must be positive, max_waiting not negative")
         self._max_slots = max_slots
         self._capacity = max_slots + max_waiting
         self._max_prefill_tokens = max_prefill_tokens
+        self._in_parts = in_parts
         self._free_slots = list(range(max_slots))  # a heap: low slots first keeps the running ones together
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
@@ -76,10 +81,8 @@ class Scheduler:
     def admit(self, now_s: float) -> list[Sequence]:
         """Move waiting sequences into free slots, as far as the prefill budget of one step goes."""
         admitted: list[Sequence] = []
-        longest = 0
         while self._waiting and self._free_slots and self.num_running < self.max_running:
-            longest = max(longest, self._waiting[0].num_prompt_tokens)
-            if admitted and longest * (len(admitted) + 1) > self._max_prefill_tokens:
+            if not self._fits([*admitted, self._waiting[0]]):
                 break
             sequence = self._waiting.popleft()
             sequence.state = SequenceState.RUNNING
@@ -88,6 +91,26 @@ class Scheduler:
             self._running[sequence.slot] = sequence
             admitted.append(sequence)
         return admitted
+
+    def _fits(self, admitted: list[Sequence]) -> bool:
+        """Whether the last of the newcomers is to come in this step as well."""
+        if self._in_parts:
+            left = sum(row.num_prompt_tokens - row.num_prefilled for row in self._running.values())
+            return left < self._max_prefill_tokens
+        longest = max(sequence.num_prompt_tokens for sequence in admitted)
+        return len(admitted) == 1 or longest * len(admitted) <= self._max_prefill_tokens
+
+    def prefill_parts(self) -> list[tuple[Sequence, int]]:
+        """Sequences to prefill in this step, the oldest first, and how many positions of each."""
+        parts, left = [], self._max_prefill_tokens
+        for sequence in sorted(self._running.values(), key=lambda row: row.id):
+            num_tokens = sequence.num_prompt_tokens - sequence.num_prefilled
+            if self._in_parts:
+                num_tokens = min(num_tokens, left)
+                left -= num_tokens
+            if num_tokens:
+                parts.append((sequence, num_tokens))
+        return parts
 
     def finish(self, sequence: Sequence, reason: FinishReason, now_s: float) -> bool:
         """End a sequence, from wherever it is; its slot, if it has one, is free for the next `admit`.

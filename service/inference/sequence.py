@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from lalm.head_mask import HeadMask
+from service.inference.draft import Draft
 
 
 class SequenceState(Enum):
@@ -62,6 +63,9 @@ class Sequence:
     num_prompt_tokens: positions of its whole prompt, audio included.
     slot: its place in the batch and in the key-value cache while RUNNING, else None.
     output_ids: tokens generated so far, the end-of-text token not among them.
+    draft: how its answer may begin. with_scores: whether the probabilities of its labels are asked for.
+    num_prefilled: positions of the prompt that are in the key-value cache.
+    scores: probability of each label, if asked for and known.
     """
 
     id: int
@@ -72,7 +76,16 @@ class Sequence:
     num_prompt_tokens: int
     max_new_tokens: int
     times: Times
+    draft: Draft | None = None
+    with_scores: bool = False
     state: SequenceState = SequenceState.WAITING
     slot: int | None = None
+    num_prefilled: int = 0
     output_ids: list[int] = field(default_factory=list)
+    scores: dict[str, float] | None = None
     finish_reason: FinishReason | None = None
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether its whole prompt is in the key-value cache."""
+        return self.num_prefilled == self.num_prompt_tokens

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lalm.family import ModelFamily
+from service.inference.draft import MAX_DRAFT_TOKENS, MAX_SCORED_TOKENS, draft_of
 from service.inference.exceptions import InferenceError, PromptTooLongError
 from service.inference.request import EngineRequest, EngineResult
 from service.inference.sequence import Sequence, SequenceState, Times
@@ -35,7 +36,7 @@ class Ticket:
 
     def drop_audio_if_prefilled(self) -> None:
         """Let the encoded clips go unless a row still has to start."""
-        if all(sequence.state is not SequenceState.WAITING for sequence in self.sequences):
+        if all(row.is_prefilled or row.state is SequenceState.FINISHED for row in self.sequences):
             self.audio_embeds = None
 
     def publish(self, sequence: Sequence, token_id: int) -> None:
@@ -80,6 +81,8 @@ def open_ticket(
         limit_tokens = max_sequence_tokens - row.max_new_tokens
         if num_prompt_tokens > limit_tokens:
             raise PromptTooLongError(num_prompt_tokens, limit_tokens)
+        max_draft = MAX_SCORED_TOKENS if row.with_scores else MAX_DRAFT_TOKENS
+        max_draft = min(max_draft, max_sequence_tokens - num_prompt_tokens)
         sequences.append(
             Sequence(
                 id=next(sequence_ids),
@@ -90,6 +93,8 @@ def open_ticket(
                 num_prompt_tokens=num_prompt_tokens,
                 max_new_tokens=row.max_new_tokens,
                 times=Times(arrived_s),
+                draft=draft_of(row.output, family.encode_text, max_draft),
+                with_scores=row.with_scores,
             )
         )
     return Ticket(request, sequences, asyncio.get_running_loop())

@@ -146,7 +146,7 @@ def test_the_audio_of_a_request_is_encoded_once(toy_family: ModelFamily, max_slo
     leash.let_go()
     rows = [make_row(random_mask(toy_family, seed), n=5) for seed in range(4)]
     request = make_request(toy_family, [1.0, 2.0], *rows)
-    with running_engine(toy_family, leash, max_slots=max_slots) as engine:
+    with running_engine(toy_family, leash, max_slots=max_slots, max_prefill_tokens=4096) as engine:
         result = asyncio.run(engine.submit(request))
     assert leash.encoded == [2]
     assert sum(leash.prefilled) == 4

@@ -1,0 +1,105 @@
+"""Answers that are guessed before they are generated, so that one pass checks what else takes many.
+
+A task with a form says how its answers begin: one of its labels, or `{"transcript": "`. These beginnings, as
+a tree of tokens, stand behind the prompt in the prefill, each token seeing the prompt and those it follows.
+The pass gives the likeliest token after each of them, and so the greedy answer as far as the tree goes: it is
+followed while the likeliest token is in the tree. What comes out is what generating token by token gives; a
+wrong guess costs a few positions of one pass. A label that ends the answer needs no decode step at all, and
+the probability of every label is known.
+
+Source: speculative decoding with greedy verification (Leviathan et al., arXiv 2211.17192) over a token tree
+(SpecInfer, arXiv 2305.09781).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from lalm.task import OutputKind, OutputSpec
+
+# A larger tree would cost more than it saves; if scores are asked for, there is no other way to them.
+MAX_DRAFT_TOKENS = 64
+MAX_SCORED_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tree of tokens behind a prompt, parents before their children.
+
+    tokens: the token of each node. parents: the node before it, -1 where it follows the prompt.
+    labels: where a label task's labels end, by label; empty for other tasks.
+    """
+
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def of_texts(cls, texts: Iterable[list[int]], labels: Sequence[str] = ()) -> Self:
+        """The tree of some token sequences, none of them empty; `labels` names them."""
+        nodes: dict[tuple[int, int], int] = {}
+        ends = []
+        for ids in texts:
+            node = -1
+            for token in ids:
+                node = nodes.setdefault((node, token), len(nodes))
+            ends.append(node)
+        parents, tokens = zip(*nodes, strict=True)
+        return cls(tokens, parents, dict(zip(labels, ends, strict=True) if labels else ()))
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the prompt to `node`, itself included."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return path[::-1]
+
+    def accept(self, likeliest: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The greedy answer as far as the tree knows it.
+
+        likeliest: the token that follows the prompt, then the one that follows each node.
+        Returns the nodes that the answer goes through, and its tokens: those of the nodes and one more.
+        """
+        children = {place: node for node, place in enumerate(zip(self.parents, self.tokens, strict=True))}
+        node, nodes, tokens = -1, [], [likeliest[0]]
+        while (child := children.get((node, tokens[-1]))) is not None:
+            node = child
+            nodes.append(node)
+            tokens.append(likeliest[1 + node])
+        return nodes, tokens
+
+
+def draft_of(
+    output: OutputSpec | None, encode_text: Callable[[str], list[int]], max_tokens: int = MAX_DRAFT_TOKENS
+) -> Draft | None:
+    """How answers of this form begin, or None where nothing is known or the tree would be too large.
+
+    encode_text: token ids of a text; that a model spells its answers in this way is likely, not needed.
+    """
+    beginnings = _beginnings(output) if output is not None else []
+    texts = [encode_text(text) for text in beginnings]
+    if not all(texts) or not texts or sum(map(len, texts)) > max_tokens:
+        return None
+    is_label = output is not None and output.kind is OutputKind.LABEL
+    return Draft.of_texts(texts, beginnings if is_label else ())
+
+
+def _beginnings(output: OutputSpec) -> list[str]:
+    first = output.result_fields[0]
+    labels = list(first.labels or ())
+    if output.kind is OutputKind.LABEL:
+        return labels
+    if output.kind is OutputKind.FIELDS:
+        return [f"{label} {output.separator}" for label in labels]
+    if output.kind is OutputKind.JSON:
+        key = '{"' + first.name + '": "'
+        values = [json.dumps(label, ensure_ascii=False)[1:] for label in labels]
+        return [key + value for value in values] or [key]
+    return []

@@ -1,0 +1,131 @@
+"""Drafts change no answer, whatever they guess; they save decode steps, and give probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+import torch
+
+from lalm.family import ModelFamily
+from lalm.head_gate import gate_tensor
+from lalm.task import OutputSpec
+from service.inference.engine import EngineRequest, RowResult
+from tests.engine_support import (
+    FamilyWith,
+    Leash,
+    make_request,
+    make_row,
+    random_mask,
+    reference,
+    running_engine,
+)
+
+LABELS = ["first", "second", "third"]
+OUTPUT = OutputSpec.model_validate({"kind": "label", "labels": LABELS})
+PACKED_AND_PADDED = pytest.mark.parametrize("packed", [True, False])
+
+
+def ask(family: object, request: EngineRequest, *, packed: bool) -> tuple[list[RowResult], int]:
+    leash = Leash()
+    leash.let_go()
+    with running_engine(family, leash, packed=packed) as engine:
+        rows = asyncio.run(engine.submit(request)).rows
+    return rows, len(leash.decoded)
+
+
+def guessing(family: ModelFamily, *guesses: list[int]) -> FamilyWith:
+    """The family, spelling the labels as `guesses`."""
+    return FamilyWith(family, encode_text=lambda text: guesses[LABELS.index(text)])
+
+
+@pytest.fixture(scope="module")
+def request_and_tokens(toy_family: ModelFamily) -> tuple[EngineRequest, list[int]]:
+    row = dataclasses.replace(make_row(random_mask(toy_family, 1), n=12), output=OUTPUT, with_scores=True)
+    request = make_request(toy_family, 2.0, row)
+    return request, reference(toy_family, request, row)
+
+
+@PACKED_AND_PADDED
+@pytest.mark.parametrize("num_right", [0, 1, 2, 5, 11, 12])
+def test_an_answer_is_the_same_however_far_a_guess_is_right(
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], num_right: int, packed: bool
+) -> None:
+    request, tokens = request_and_tokens
+    wrong = next(token for token in range(100) if token not in tokens)
+    guess = [*tokens[:num_right], *([wrong] * 2)]
+    # The right one is not the first of the tree, so that its keys and values have to be moved.
+    family = guessing(toy_family, [wrong, *tokens[:3]], guess, [*tokens[:1], wrong, wrong])
+    ((answer,), num_steps) = ask(family, request, packed=packed)
+    assert answer.token_ids == tokens
+    assert num_steps == max(0, 11 - max(num_right, 1))
+
+
+@PACKED_AND_PADDED
+def test_a_label_takes_no_decode_step(
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], packed: bool
+) -> None:
+    request, tokens = request_and_tokens
+    end = tokens.index(next(token for token in tokens[2:] if token not in tokens[:2]))
+    family = guessing(toy_family, [0], tokens[:end], [0, 1])
+    family.eos_token_ids = frozenset({tokens[end]})
+    ((answer,), num_steps) = ask(family, request, packed=packed)
+    assert (answer.token_ids, answer.finish_reason, num_steps) == (tokens[:end], "stop", 0)
+
+
+@PACKED_AND_PADDED
+def test_scores_are_the_probabilities_of_the_labels(
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], packed: bool
+) -> None:
+    request, tokens = request_and_tokens
+    spellings = [tokens[:2], [*tokens[:1], 7, 8], [9]]
+    ((answer,), _) = ask(guessing(toy_family, *spellings), request, packed=packed)
+
+    (row,) = request.rows
+    gate = gate_tensor([row.head_mask], toy_family.identity.num_layers, toy_family.identity.num_heads)
+    prompt = toy_family.embed_prompt(toy_family.embed_audio(request.audio))
+    totals = []
+    for spelling in spellings:
+        ids = torch.tensor(spelling)
+        inputs = torch.cat([prompt, toy_family.decoder.get_input_embeddings()(ids)])[None]
+        with torch.no_grad():
+            hidden = toy_family.decoder(inputs_embeds=inputs, use_cache=False, head_gate=gate)[0][0]
+            log_probs = toy_family.lm_head(hidden[len(prompt) - 1 :]).log_softmax(-1)
+        ends = log_probs[-1, list(toy_family.eos_token_ids)].logsumexp(0)
+        totals.append(log_probs[torch.arange(len(ids)), ids].sum() + ends)
+    expected = torch.stack(totals).softmax(0).tolist()
+
+    assert answer.scores is not None
+    assert list(answer.scores) == LABELS
+    assert list(answer.scores.values()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert sum(answer.scores.values()) == pytest.approx(1.0)
+
+
+def test_scores_are_there_only_if_asked_for(
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]]
+) -> None:
+    request, tokens = request_and_tokens
+    family = guessing(toy_family, tokens[:2], [7], [8])
+    for change in ({"with_scores": False}, {"output": None}):
+        rows = [dataclasses.replace(row, **change) for row in request.rows]
+        ((answer,), _) = ask(family, EngineRequest("unasked", request.audio, rows), packed=True)
+        assert (answer.token_ids, answer.scores) == (tokens, None)
+
+
+def test_drafts_of_many_rows_in_small_parts(toy_family: ModelFamily) -> None:
+    rows = [
+        dataclasses.replace(make_row(random_mask(toy_family, seed), n=3 + seed), output=OUTPUT)
+        for seed in range(6)
+    ]
+    requests = [make_request(toy_family, 0.5 + 0.7 * seed, row, seed=seed) for seed, row in enumerate(rows)]
+    expected = [reference(toy_family, request, row) for request, row in zip(requests, rows, strict=True)]
+    family = guessing(toy_family, expected[0], expected[1][:2], expected[5])
+
+    async def ask_all() -> list[list[int]]:
+        answers = await asyncio.gather(*map(engine.submit, requests))
+        return [answer.rows[0].token_ids for answer in answers]
+
+    for max_prefill_tokens in (7, 30):
+        with running_engine(family, max_slots=4, max_prefill_tokens=max_prefill_tokens) as engine:
+            assert asyncio.run(ask_all()) == expected
