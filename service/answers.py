@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 async def answer_unless_disconnected(
-    request: Request, runtime: Runtime, entries: Sequence[CatalogueEntry], recordings: Sequence[bytes]
+    request: Request,
+    runtime: Runtime,
+    entries: Sequence[CatalogueEntry],
+    recordings: Sequence[bytes],
+    *,
+    with_scores: bool = False,
 ) -> list[TaskAnswer]:
     """`answer_tasks`, given up (its slot freed) as soon as the client goes away.
 
@@ -37,7 +42,9 @@ async def answer_unless_disconnected(
         QueueFullError: too many requests are between upload and answer.
     """
     with runtime.place():
-        answering = asyncio.create_task(answer_tasks(runtime, entries, recordings, request.state.request_id))
+        answering = asyncio.create_task(
+            answer_tasks(runtime, entries, recordings, request.state.request_id, with_scores=with_scores)
+        )
         leaving = asyncio.create_task(_wait_for_disconnect(request))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -51,9 +58,16 @@ async def answer_unless_disconnected(
 
 
 async def answer_tasks(
-    runtime: Runtime, entries: Sequence[CatalogueEntry], recordings: Sequence[bytes], request_id: str
+    runtime: Runtime,
+    entries: Sequence[CatalogueEntry],
+    recordings: Sequence[bytes],
+    request_id: str,
+    *,
+    with_scores: bool = False,
 ) -> list[TaskAnswer]:
     """One answer an entry, in order; the audio is decoded and encoded once for all of them.
+
+    with_scores: whether the result of a label task has the probabilities of its labels.
 
     Raises:
         AudioError: a recording cannot be used; its `param` says which.
@@ -75,6 +89,8 @@ async def answer_tasks(
                     head_mask=entry.head_mask,
                     instruction=None,
                     max_new_tokens=entry.task.max_new_tokens,
+                    output=entry.task.output,
+                    with_scores=with_scores,
                 )
                 for entry in entries
             ],
@@ -83,6 +99,7 @@ async def answer_tasks(
     answers = []
     for entry, row in zip(entries, result.rows, strict=True):
         parsed = entry.task.parse(row.text)
+        scores = {label: round(score, 6) for label, score in (row.scores or {}).items()}
         timings_ms = {**row.timings_ms, "audio": audio_s * 1e3}
         timings_ms["total"] = row.timings_ms["total"] + timings_ms["audio"]
         answers.append(
@@ -90,7 +107,7 @@ async def answer_tasks(
                 id=request_id,
                 task=entry.task.name,
                 text=row.text,
-                result=parsed.result,
+                result={**parsed.result, "scores": scores} if scores else dict(parsed.result),
                 audio=AudioInfo(duration_s=round(duration_s, 3), truncated=False),
                 model=loaded.engine.family.identity.name,
                 head_mask=head_mask_info(entry.head_mask),

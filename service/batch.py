@@ -61,7 +61,8 @@ async def answer_files(
 async def _answer(
     loaded: Loaded, entry: CatalogueEntry, files: Sequence[Path], places: asyncio.Semaphore
 ) -> FileAnswer:
-    row = RowRequest(entry.task.name, entry.head_mask, None, entry.task.max_new_tokens)
+    task = entry.task
+    row = RowRequest(task.name, entry.head_mask, None, task.max_new_tokens, task.output)
     async with places:
         try:
             family, limits = loaded.engine.family, loaded.audio_limits

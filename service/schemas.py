@@ -89,8 +89,9 @@ class TaskAnswer(BaseModel):
     id: str = Field(description="The X-Request-Id of the request.")
     task: str
     text: str = Field(description="What the model said, unparsed.")
-    result: dict[str, str | None] = Field(
-        description="`text` parsed: {text}, {label} or the task's fields; null where it could not be read."
+    result: dict[str, str | dict[str, float] | None] = Field(
+        description="`text` parsed: {text}, {label} or the task's fields; null where it could not be read. "
+        "With `?scores=true` a label task has `scores` too: the probability of each label."
     )
     audio: AudioInfo
     model: str

@@ -37,6 +37,10 @@ _REQUEST_BODY: dict[str, Any] = {
     }
 }
 
+_Scores = Annotated[
+    bool, Query(description="Whether `result` of a label task has `scores`, the probability of each label.")
+]
+
 
 def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     return {
@@ -79,13 +83,13 @@ async def describe_task(request: Request, task: str) -> TaskInfo:
 
 
 @router.post("/tasks/{task}", summary="Answer a task", responses=_ANSWER_ERRORS, openapi_extra=_REQUEST_BODY)
-async def answer_task(request: Request, task: str) -> TaskAnswer:
+async def answer_task(request: Request, task: str, scores: _Scores = False) -> TaskAnswer:
     """Answer one task on a recording.
 
     curl -F file=@recording.wav http://localhost:8080/tasks/asr
     curl -H 'Content-Type: audio/wav' --data-binary @recording.wav http://localhost:8080/tasks/asr
     """
-    (answer,) = await _answer(request, [task])
+    (answer,) = await _answer(request, [task], with_scores=scores)
     return answer
 
 
@@ -95,17 +99,18 @@ async def answer_tasks(
     tasks: Annotated[
         list[str], Query(description="Task names separated by commas, or repeated.", examples=["asr,gr"])
     ],
+    scores: _Scores = False,
 ) -> TaskAnswers:
     """Answer several tasks on one recording, which is uploaded, decoded and encoded once.
 
     curl -F file=@recording.wav 'http://localhost:8080/tasks?tasks=asr,gr'
     """
     names = [name.strip() for item in tasks for name in item.split(",")]
-    answers = await _answer(request, names)
+    answers = await _answer(request, names, with_scores=scores)
     return TaskAnswers(id=request.state.request_id, results={answer.task: answer for answer in answers})
 
 
-async def _answer(request: Request, names: list[str]) -> list[TaskAnswer]:
+async def _answer(request: Request, names: list[str], *, with_scores: bool) -> list[TaskAnswer]:
     runtime = _runtime(request)
     catalogue = runtime.serving().catalogue
     request.state.tasks = sorted({name for name in names if name in catalogue})
@@ -115,7 +120,7 @@ async def _answer(request: Request, names: list[str]) -> list[TaskAnswer]:
     recordings = await read_recordings(
         request, num_audios=entries[0].task.num_audios, max_bytes=runtime.settings.max_upload_bytes
     )
-    return await answer_unless_disconnected(request, runtime, entries, recordings)
+    return await answer_unless_disconnected(request, runtime, entries, recordings, with_scores=with_scores)
 
 
 def _entries(catalogue: Catalogue, names: list[str]) -> list[CatalogueEntry]:

@@ -125,6 +125,17 @@ def test_several_tasks_on_one_upload_are_answered_as_each_alone(client: TestClie
     assert texts == {name: answer(client, name)["text"] for name in ("gr", "asr")}
 
 
+def test_scores_of_a_label_task_come_only_when_asked_for(client: TestClient) -> None:
+    plain = answer(client, "gr")["result"]
+    response = client.post("/tasks?tasks=gr,asr&scores=true", files={"file": recording(0)})
+    results = {name: task["result"] for name, task in response.json()["results"].items()}
+    scores = results["gr"].pop("scores")
+    assert results == {"gr": plain, "asr": answer(client, "asr")["result"]}
+    assert list(scores) == ["female", "male"]
+    assert sum(scores.values()) == pytest.approx(1.0, abs=1e-4)
+    assert client.post("/tasks/gr?scores=maybe", files={"file": recording(0)}).status_code == 422
+
+
 def test_the_same_sound_in_another_format_has_the_same_answer(client: TestClient) -> None:
     flac = client.post(
         "/tasks/asr", content=recording(0, "FLAC"), headers={"Content-Type": "audio/flac"}

@@ -120,10 +120,16 @@ def test_timings_add_up_however_far_a_sequence_came(gaps: list[float], last_gap:
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, admissions, ends and cancels; no slot is lost, none is shared, nobody is overtaken."""
 
-    @initialize(max_slots=st.integers(1, 4), max_waiting=st.integers(0, 4), budget=st.integers(1, 60))
-    def begin(self, max_slots: int, max_waiting: int, budget: int) -> None:
+    @initialize(
+        max_slots=st.integers(1, 4),
+        max_waiting=st.integers(0, 4),
+        budget=st.integers(1, 60),
+        in_parts=st.booleans(),
+    )
+    def begin(self, max_slots: int, max_waiting: int, budget: int, in_parts: bool) -> None:
         self.max_slots, self.max_waiting, self.budget = max_slots, max_waiting, budget
-        self.scheduler = Scheduler(max_slots, max_waiting, budget)
+        self.in_parts = in_parts
+        self.scheduler = Scheduler(max_slots, max_waiting, budget, in_parts=in_parts)
         self.accepted: list[Sequence] = []
         self.now_s = 0.0
 
@@ -153,14 +159,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now_s += 1
         waiting = [sequence for sequence in self.alive if sequence.state is SequenceState.WAITING]
         num_free = self.max_slots - self.scheduler.num_running
+        num_left = self.num_left
         admitted = self.scheduler.admit(self.now_s)
         assert admitted == waiting[: len(admitted)]
+        if self.in_parts:
+            if admitted:
+                assert self.num_left - admitted[-1].num_prompt_tokens < self.budget
+            if len(admitted) < min(len(waiting), num_free):
+                assert self.num_left >= self.budget
+            assert self.num_left == num_left + sum(row.num_prompt_tokens for row in admitted)
+            return
         assert bool(admitted) == bool(waiting and num_free)
         padded = len(admitted) * max((row.num_prompt_tokens for row in admitted), default=0)
         assert padded <= self.budget or len(admitted) == 1
         if len(admitted) < min(len(waiting), num_free):
             longest = max(row.num_prompt_tokens for row in waiting[: len(admitted) + 1])
             assert longest * (len(admitted) + 1) > self.budget
+
+    @property
+    def num_left(self) -> int:
+        return sum(row.num_prompt_tokens - row.num_prefilled for row in self.scheduler.running)
+
+    @rule()
+    def prefill(self) -> None:
+        unfinished = sorted(
+            (row for row in self.scheduler.running if not row.is_prefilled), key=lambda row: row.id
+        )
+        parts = self.scheduler.prefill_parts()
+        assert [row for row, _ in parts] == unfinished[: len(parts)]
+        if self.in_parts:
+            assert sum(count for _, count in parts) == min(self.budget, self.num_left)
+            assert all(row.num_prefilled + count == row.num_prompt_tokens for row, count in parts[:-1])
+        else:
+            assert [count for _, count in parts] == [row.num_prompt_tokens for row in unfinished]
+        for row, count in parts:
+            assert 0 < count <= row.num_prompt_tokens - row.num_prefilled
+            row.num_prefilled += count
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), reason=st.sampled_from(FinishReason))
