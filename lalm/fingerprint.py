@@ -30,6 +30,7 @@ WHOLE_TENSOR_BYTES = 2**20
 NUM_SAMPLED_ROWS = 16
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"  # the index does not name it
 
 
 class StoredTensor(Protocol):
@@ -72,7 +73,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / name for name in names]
+        return [folder / name for name in names] + sorted(folder.glob(_ADAPTER))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder}: there is no safetensors file")

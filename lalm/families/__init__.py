@@ -20,6 +20,8 @@ from transformers.utils import logging as hf_logging
 
 from lalm import tiny
 from lalm.errors import ModelError
+from lalm.families.hf_loading import identify_hf, load_hf
+from lalm.families.hf_models import MODELS
 from lalm.families.model_file import SUFFIXES, ModelFile
 from lalm.families.qwen2_audio import identify_qwen2_audio, load_qwen2_audio
 from lalm.families.salmonn import identify_salmonn, load_salmonn
@@ -35,10 +37,12 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 _LOADERS: Mapping[str, Callable[[Path, str, torch.device, torch.dtype], ModelFamily]] = {
     "qwen2_audio": load_qwen2_audio,
+    **dict.fromkeys(MODELS, load_hf),
 }
 # Who it is, without loading a weight. A family that is not here is loaded to be asked.
 _IDENTIFIERS: Mapping[str, Callable[[Path, str], ModelIdentity]] = {
     "qwen2_audio": identify_qwen2_audio,
+    **dict.fromkeys(MODELS, identify_hf),
 }
 # The same for families whose parts a model file names.
 _FILE_LOADERS: Mapping[str, Callable[[ModelFile, str, torch.device, torch.dtype], ModelFamily]] = {

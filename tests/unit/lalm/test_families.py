@@ -210,6 +210,15 @@ def test_large_tensors_are_sampled_as_documented(tmp_path: Path) -> None:
     assert digest(5) == plain, "between the samples nothing is read"
 
 
+def test_an_adapter_beside_split_weights_takes_part(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"weight": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    plain = fingerprint(tmp_path, {})
+    save_file({"lora_A": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    assert fingerprint(tmp_path, {}) != plain
+
+
 def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no safetensors file"):
         fingerprint(tmp_path, {})
