@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,24 +13,33 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lalm.errors import ModelError
-from lalm.families.salmonn.checkpoint import check_keys, check_shape
+from lalm.families.salmonn.checkpoint import Tensors, check_keys, check_shape
 from lalm.families.salmonn.parts import Parts
 
 _ADAPTED = ("q_proj", "v_proj")
+
+
+def check_decoder(parts: Parts) -> None:
+    """See that Vicuna and its LoRA have every tensor, and no other, before anything is loaded.
+
+    Raises:
+        ModelError: tensors are missing, unknown, or of another shape.
+    """
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(parts.vicuna_config)
+    _check(parts.vicuna.path, llama.state_dict(), parts.vicuna.tensors)
+    peft = _adapted(llama, parts)
+    _check(parts.lora.path, get_peft_model_state_dict(peft), _lora(parts))
 
 
 def load_vicuna(parts: Parts, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
     """Vicuna, loaded straight onto the device, one tensor after the other.
 
     Raises:
-        ModelError: tensors are missing or unknown; what transformers raises on damaged files comes through.
+        Exception: what transformers raises on damaged files.
     """
-    folder = parts.vicuna.path
-    with torch.device("meta"):
-        wanted = LlamaForCausalLM(parts.vicuna_config).state_dict()
-    check_keys(folder, wanted, parts.vicuna.tensors)
     llama: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-        folder,
+        parts.vicuna.path,
         config=parts.vicuna_config,
         dtype=dtype,
         device_map={"": device},
@@ -44,9 +54,6 @@ def merge_lora(llama: LlamaForCausalLM, parts: Parts) -> LlamaForCausalLM:
     """Add the low-rank updates to the weights they belong to: W + alpha / rank · B A.
 
     Source: LoRA (arXiv 2106.09685), section 4.1.
-
-    Raises:
-        ModelError: tensors are missing or unknown, or have other shapes than the decoder.
     """
     peft: Any = add_lora(llama, parts)
     merged: LlamaForCausalLM = peft.merge_and_unload(progressbar=False, safe_merge=True)
@@ -54,28 +61,32 @@ def merge_lora(llama: LlamaForCausalLM, parts: Parts) -> LlamaForCausalLM:
 
 
 def add_lora(llama: LlamaForCausalLM, parts: Parts) -> PeftModel:
-    """`merge_lora` without the merging: the updates stay beside the weights.
+    """`merge_lora` without the merging: the updates stay beside the weights."""
+    peft = _adapted(llama, parts)
+    set_peft_model_state_dict(peft, {name: tensor[...] for name, tensor in _lora(parts).items()})
+    return peft
 
-    Raises:
-        ModelError: as `merge_lora`.
-    """
-    path = parts.lora.path
-    stored = {name.replace(".default.", "."): tensor for name, tensor in parts.lora.tensors.items()}
-    ranks = {tensor.get_shape()[0] for name, tensor in stored.items() if name.endswith(".lora_A.weight")}
+
+def _adapted(llama: LlamaForCausalLM, parts: Parts) -> PeftModel:
+    """The decoder with LoRA that does nothing yet, of the rank the checkpoint has."""
+    lora = _lora(parts)
+    ranks = {tensor.get_shape()[0] for name, tensor in lora.items() if name.endswith(".lora_A.weight")}
     if len(ranks) != 1:
-        raise ModelError(f"{path}: LoRA of one rank is needed, found ranks {sorted(ranks)}")
-    rank = ranks.pop()
+        raise ModelError(f"{parts.lora.path}: LoRA of one rank is needed, found ranks {sorted(ranks)}")
     config = LoraConfig(
-        r=rank, lora_alpha=parts.keys.lora_alpha, target_modules=list(_ADAPTED), task_type="CAUSAL_LM"
+        r=ranks.pop(), lora_alpha=parts.keys.lora_alpha, target_modules=list(_ADAPTED), task_type="CAUSAL_LM"
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=FutureWarning, module="transformers"
-        )  # of peft's own doing
-        peft = get_peft_model(llama, config)
-    wanted: Mapping[str, Tensor] = get_peft_model_state_dict(peft)
+    with warnings.catch_warnings():  # peft calls what transformers has renamed
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        return get_peft_model(llama, config)
+
+
+def _lora(parts: Parts) -> Tensors:
+    """The low-rank updates under peft's names."""
+    return {name.replace(".default.", "."): tensor for name, tensor in parts.lora.tensors.items()}
+
+
+def _check(path: Path, wanted: Mapping[str, Tensor], stored: Tensors) -> None:
     check_keys(path, wanted, stored)
     for name, parameter in wanted.items():
         check_shape(path, name, stored[name], parameter)
-    set_peft_model_state_dict(peft, {name: stored[name][...] for name in wanted})
-    return peft

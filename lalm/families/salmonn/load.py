@@ -14,7 +14,7 @@ from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.errors import ModelError
 from lalm.families.model_file import ModelFile
-from lalm.families.salmonn.decoder import load_vicuna, merge_lora
+from lalm.families.salmonn.decoder import check_decoder, load_vicuna, merge_lora
 from lalm.families.salmonn.encoders import beats_encoder, bridge_module, whisper_encoder
 from lalm.families.salmonn.family import SalmonnFamily
 from lalm.families.salmonn.features import SalmonnFeatures
@@ -44,6 +44,7 @@ def load(model_file: ModelFile, name: str, device: torch.device, dtype: torch.dt
             damaged files comes through.
     """
     parts = open_parts(model_file)
+    check_decoder(parts)
     tokenizer, extractor = Tokenizer(parts.vicuna.path), _extractor(parts)
     with _progress("Q-Former and LoRA", parts.bridge):
         bridge = bridge_module(parts, device, dtype)

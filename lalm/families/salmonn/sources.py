@@ -77,7 +77,7 @@ def find_folder(where: str, base: Path) -> Path:
         if not any(fetched.glob("*.safetensors")):  # older releases have pickles only
             fetched = Path(snapshot_download(where, allow_patterns=[*_TEXTS, "*.bin"]))
     except _NOT_ON_HUB as error:
-        raise ModelError(f"{where}: no such folder in {base}, nor on the hub: {error}") from error
+        raise ModelError(f"{where}: no such folder in {base}, nor on the hub: {_one_line(error)}") from error
     return fetched
 
 
@@ -96,4 +96,8 @@ def find_file(where: str, base: Path) -> Path:
     try:
         return Path(hf_hub_download(parts[1], parts[2]))
     except _NOT_ON_HUB as error:
-        raise ModelError(f"{where}: no such file in {base}, nor on the hub: {error}") from error
+        raise ModelError(f"{where}: no such file in {base}, nor on the hub: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -136,6 +137,21 @@ def test_hub_ids_are_fetched_in_the_format_they_have(toy: Path, monkeypatch: pyt
     assert asked == [*folders, ("tsinghua-ee/SALMONN", "salmonn_v1.pth")]
 
 
+def test_a_part_that_cannot_be_had_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("no network\nat all")
+
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    monkeypatch.setattr(sources, "hf_hub_download", fetch)
+    assert_refused(
+        "^who/what: no such folder in .* nor on the hub: no network at all",
+        write_keys(toy, whisper="who/what"),
+    )
+    assert_refused(
+        "^a/b/c.pt: no such file in .* nor on the hub: no network at all", write_keys(toy, beats="a/b/c.pt")
+    )
+
+
 def delete(name: str) -> Edit:
     return lambda tensors: tensors.__delitem__(name)
 
@@ -187,6 +203,16 @@ LORA_A = "llama_model.base_model.model.model.layers.2.self_attn.v_proj.lora_A.de
         ("salmonn_v1.pth", delete(LORA_A), r"missing: .*layers\.2\.self_attn\.v_proj\.lora_A\.weight"),
         ("salmonn_v1.pth", rename(LORA_A), r"unknown: .*layers\.2\.self_attn\.v_proj\.lora_A"),
         ("salmonn_v1.pth", transpose(LORA_A), "ranks"),
+        (
+            "salmonn_v1.pth",
+            transpose(LORA_A.replace("lora_A", "lora_B")),
+            r"lora_B\.weight has shape \[8, 96\]",
+        ),
+        (
+            "llama/pytorch_model.bin",
+            transpose("model.layers.1.mlp.up_proj.weight"),
+            r"up_proj\.weight has shape",
+        ),
     ],
 )
 def test_every_key_is_accounted_for(toy: Path, file: str, edit: Edit, match: str) -> None:
