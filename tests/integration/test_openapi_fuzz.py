@@ -1,0 +1,75 @@
+"""Requests drawn from the OpenAPI document: no 500, and every answer is as the document says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.core import NOT_SET
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.app import create_app
+from service.keys import Scope, new_key
+from service.settings import Settings
+from tests.fake_engine import TASKS, FakeEngine, recording, write_masks
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+DOCUMENT: dict[str, Any] = create_app(Settings(masks_dir=Path("masks"))).openapi()
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+OFTEN = st.integers(0, 3).map(bool)
+OPERATIONS = [(method, path) for path, item in sorted(DOCUMENT["paths"].items()) for method in sorted(item)]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client with an admin key."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    write_masks(folder / "masks")
+    _, secret = new_key(folder / "keys.json", "fuzz", Scope.ADMIN, None)
+    app = create_app(Settings(masks_dir=folder / "masks", api_keys_file=folder / "keys.json"), FakeEngine())
+    with TestClient(
+        app, headers={"Authorization": f"Bearer {secret}"}, raise_server_exceptions=False
+    ) as client:
+        assert client.portal is not None
+        client.portal.call(app.state.runtime.settled.wait)
+        yield client
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_answer_is_documented(client: TestClient, method: str, path: str, data: st.DataObject) -> None:
+    case = data.draw(SCHEMA[path][method.upper()].as_strategy())
+    case.headers = {name: value for name, value in case.headers.items() if name.lower() != "authorization"}
+    names = st.sampled_from(sorted(TASKS))
+    if "task" in case.path_parameters and data.draw(OFTEN):
+        case.path_parameters["task"] = data.draw(names)
+    if "tasks" in case.query and data.draw(OFTEN):
+        case.query["tasks"] = data.draw(st.lists(names, min_size=1, max_size=2))
+    if case.body is not NOT_SET and method == "post" and data.draw(OFTEN):
+        case.body, case.media_type = recording(0.01), "application/octet-stream"
+    prepared = requests.Request(**case.as_transport_kwargs(base_url=str(client.base_url))).prepare()
+    response = client.request(
+        method.upper(),
+        str(prepared.url),
+        content=prepared.body,
+        headers={name.encode(): value.encode("latin-1") for name, value in prepared.headers.items()},
+    )
+    case.validate_response(response, checks=CHECKS)
