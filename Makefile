@@ -4,6 +4,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 TORCH := torch==2.13.0
 # Where torch comes from, if not from pip's own index; https://download.pytorch.org/whl/cpu has small CPU builds.
 TORCH_INDEX ?=
@@ -15,7 +16,7 @@ DIGITS ?=
 RECIPES ?= $(wildcard training/recipes/*.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format clean corpus pretrain masks evaluate samples
+.PHONY: help install serve peers bench test lint format clean corpus pretrain masks evaluate samples
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -57,7 +58,7 @@ samples: $(VENV)/.synthesis ## Synthesise samples/ and their expected answers
 	$(BIN)/python -m training.tiny.samples
 
 clean: ## Remove the environment and all caches; data/ and runs/ stay
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -76,4 +77,11 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.synthesis: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable '.[dev,synthesis]'
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed' >&2; exit 1; }
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PEERS)/bin/pip install --quiet --editable . 'litserve>=0.2.19' 'transformers[serving]'
 	@touch $@

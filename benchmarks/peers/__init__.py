@@ -1,0 +1,1 @@
+"""The service and its peers, each behind the same small protocol."""

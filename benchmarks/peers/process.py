@@ -1,0 +1,77 @@
+"""Processes of peers: started on a free port, waited for, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from benchmarks.peers.peer import PeerError
+
+START_TIMEOUT_S = 400.0
+
+
+def free_port() -> int:
+    """A port that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """An HTTP server as a child process. Its output goes to a file, whose end an error shows."""
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with log.open("w", encoding="utf-8") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **env},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait_until(self, url: str) -> None:
+        """Return once `url` answers 200.
+
+        Raises:
+            PeerError: the process ended, or the time was not enough.
+        """
+        end_s = time.monotonic() + START_TIMEOUT_S
+        async with httpx.AsyncClient(timeout=5.0) as client:
+            while time.monotonic() < end_s:
+                if self._process.poll() is not None:
+                    raise PeerError(f"ended with code {self._process.returncode}: {self.log_end()}")
+                try:
+                    if (await client.get(url)).status_code == 200:
+                        return
+                except httpx.HTTPError:
+                    pass
+                await asyncio.sleep(0.05)
+        raise PeerError(f"{url} did not answer within {START_TIMEOUT_S:g} s: {self.log_end()}")
+
+    def log_end(self) -> str:
+        """The last lines it printed."""
+        return " | ".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after ten seconds."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
