@@ -16,7 +16,7 @@ from service.keys_cli import keys
 from service.masks_cli import masks
 from service.masks_compile_cli import compile_mask
 from service.masks_making_cli import register_making
-from training.analysis.cli import assess
+from training.analysis.cli import analyse, assess
 from training.cli import evaluate, train
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -76,6 +76,7 @@ def ahamask(
     ahamask keys new 'call centre'              make an API key
     ahamask train training/recipes/asr.toml     make a head mask
     ahamask evaluate training/recipes/asr.toml  measure it
+    ahamask analyse masks/tiny-lalm             compare head masks
     ahamask assess training/recipes/asr.toml    how much the wording of an instruction matters
     """
     if show_version:
@@ -92,6 +93,7 @@ app.add_typer(keys, name="keys")
 app.command()(train)
 app.command()(evaluate)
 app.command()(assess)
+app.command()(analyse)
 
 
 def _usage(error: typer.TyperException) -> int:

@@ -77,6 +77,36 @@ def assess(
         typer.echo(report.overview(records), nl=False)
 
 
+def analyse(
+    sources: Annotated[
+        list[Path], typer.Argument(exists=True, help="Mask files, folders of them, or run folders.")
+    ],
+    out: _Out = Path("analysis"),
+    curve: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A recipe: score against the number of heads."),
+    ] = None,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Of a curve: use so many.")] = 100,
+    num_points: Annotated[int, typer.Option(min=4, help="Of a curve: numbers of heads tried.")] = 12,
+) -> None:
+    """Compare head masks of one model.
+
+    Overlap of each pair as a clustered heat map, active heads by layer, seeds of one task, and with --curve
+    the score against the number of heads, in the order of their logits (from a run folder).
+
+    \b
+    ahamask analyse masks/tiny-lalm
+    ahamask analyse runs/gr --curve training/recipes/gr.toml
+    """
+    from training.analysis import report
+
+    summary = report.analyse(sources, out)
+    if curve is not None:
+        summary += report.analyse_curve(sources, curve, out, max_examples, num_points)
+    (out / "analysis.md").write_text(summary, encoding="utf-8")
+    typer.echo(summary, nl=False)
+
+
 def _configs(
     sources: list[Path], model: str | None, instructions: list[str], labels: str | None, device: str
 ) -> Iterator[TrainConfig]:
