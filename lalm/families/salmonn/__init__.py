@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -13,15 +15,24 @@ from lalm.family import ModelFamily
 from lalm.head_mask import ModelIdentity
 
 
-def load_salmonn(file: ModelFile, name: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+def load_salmonn(
+    file: ModelFile,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    decoder_options: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelFamily:
     """Load the SALMONN that a model file names; `docs/salmonn.md` is the page of these files.
+
+    decoder_options: further arguments of transformers' `from_pretrained` for Vicuna, such as
+        `quantization_config`.
 
     Raises:
         ModelError: it cannot be loaded, or the extra `salmonn` is not installed.
     """
     with _extra():
         from lalm.families.salmonn.load import load
-    return load(file, name, device, dtype)
+    return load(file, name, device, dtype, decoder_options)
 
 
 def identify_salmonn(file: ModelFile, name: str) -> ModelIdentity:

@@ -1,4 +1,4 @@
-"""SALMONN's decoder: Vicuna with the checkpoint's LoRA merged into it."""
+"""SALMONN's decoder: Vicuna with the checkpoint's LoRA."""
 
 from __future__ import annotations
 
@@ -32,20 +32,42 @@ def check_decoder(parts: Parts) -> None:
     _check(parts.lora.path, get_peft_model_state_dict(peft), _lora(parts))
 
 
-def load_vicuna(parts: Parts, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """Vicuna, loaded straight onto the device, one tensor after the other.
+def load_decoder(
+    parts: Parts, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]
+) -> LlamaForCausalLM:
+    """Vicuna with its LoRA: merged, or beside the weights where those are quantized.
+
+    options: as `load_vicuna`.
 
     Raises:
         Exception: what transformers raises on damaged files.
     """
+    llama = load_vicuna(parts, device, dtype, options)
+    if getattr(llama, "is_quantized", False):
+        add_lora(llama, parts)
+        return llama
+    return merge_lora(llama, parts)
+
+
+def load_vicuna(
+    parts: Parts, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]
+) -> LlamaForCausalLM:
+    """Vicuna, loaded straight onto the device, one tensor after the other.
+
+    options: further arguments of transformers' `from_pretrained`, such as `quantization_config`.
+
+    Raises:
+        Exception: what transformers raises on damaged files.
+    """
+    arguments = {"device_map": {"": device}, **options}
     llama: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
         parts.vicuna.path,
         config=parts.vicuna_config,
         dtype=dtype,
-        device_map={"": device},
         attn_implementation="sdpa",
         local_files_only=True,
         weights_only=True,
+        **arguments,
     )
     return llama
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from transformers import WhisperFeatureExtractor
@@ -14,7 +16,7 @@ from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.errors import ModelError
 from lalm.families.model_file import ModelFile
-from lalm.families.salmonn.decoder import check_decoder, load_vicuna, merge_lora
+from lalm.families.salmonn.decoder import check_decoder, load_decoder
 from lalm.families.salmonn.encoders import beats_encoder, bridge_module, whisper_encoder
 from lalm.families.salmonn.family import SalmonnFamily
 from lalm.families.salmonn.features import SalmonnFeatures
@@ -36,8 +38,17 @@ def identify(model_file: ModelFile, name: str) -> ModelIdentity:
     return open_parts(model_file).identity(name)
 
 
-def load(model_file: ModelFile, name: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+def load(
+    model_file: ModelFile,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    decoder_options: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelFamily:
     """Load what `model_file` names, frozen and gated; a log line a part says how many bytes it is.
+
+    decoder_options: further arguments of transformers' `from_pretrained` for Vicuna, such as
+        `quantization_config`; the encoders are small beside it.
 
     Raises:
         ModelError: something is missing, unknown, or does not fit together; what transformers raises on
@@ -53,7 +64,7 @@ def load(model_file: ModelFile, name: str, device: torch.device, dtype: torch.dt
     with _progress("Whisper", parts.whisper):
         whisper = whisper_encoder(parts, device, dtype)
     with _progress("Vicuna", parts.vicuna):
-        llama = merge_lora(load_vicuna(parts, device, dtype), parts)
+        llama = load_decoder(parts, device, dtype, decoder_options)
     llama.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     head_gate.install(llama.model)
     hearing = Hearing(whisper, beats, bridge, dtype).eval().requires_grad_(False)

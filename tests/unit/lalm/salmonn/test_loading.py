@@ -16,16 +16,18 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import BitsAndBytesConfig
 
 from lalm.errors import EmptyAudioError, ModelError
 from lalm.families import identify, load_family
 from lalm.families.model_file import ModelFile
-from lalm.families.salmonn import sources
+from lalm.families.salmonn import load_salmonn, sources
 from lalm.families.salmonn.checkpoint import read_pickle
 from lalm.families.salmonn.decoder import add_lora, load_vicuna, merge_lora
 from lalm.families.salmonn.parts import open_parts
 from lalm.family import ModelFamily
-from tests.salmonn_toy import DATA, MODEL_FILE, waveform
+from lalm.head_gate import gate_tensor
+from tests.salmonn_toy import DATA, MODEL_FILE, head_mask_of, waveform
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -312,11 +314,32 @@ def test_lora_merged_is_lora_beside_the_weights(family: ModelFamily) -> None:
     hidden = []
     inputs = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     for combine in (add_lora, merge_lora):
-        llama = load_vicuna(parts, torch.device("cpu"), torch.float32)
+        llama = load_vicuna(parts, torch.device("cpu"), torch.float32, {})
         plain = llama(inputs_embeds=inputs).logits
         hidden.append(combine(llama, parts)(inputs_embeds=inputs).logits)
     torch.testing.assert_close(hidden[0], hidden[1], atol=2e-4, rtol=0)
     assert (hidden[0] - plain).abs().max() > 1
+
+
+def test_a_quantized_decoder_keeps_lora_beside_its_weights(family: ModelFamily) -> None:
+    pytest.importorskip("bitsandbytes")
+    options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    quantized = load_salmonn(
+        ModelFile.load(MODEL_FILE), "toy", torch.device("cpu"), torch.float32, decoder_options=options
+    )
+    # fingerprint and audio are those of the model; its answers, nearly
+    assert quantized.identity.fingerprint == family.identity.fingerprint
+    features = family.features(waveform(0))
+    (audio,) = quantized.embed_audio([features])
+    assert torch.equal(audio, family.embed_audio([features])[0])
+    prompt = family.embed_prompt([audio])[None]
+    gate = gate_tensor([head_mask_of("mask")], 4, 6)
+    logits = [
+        each.lm_head(each.decoder(inputs_embeds=prompt, head_gate=gate).last_hidden_state).flatten()
+        for each in (quantized, family)
+    ]
+    assert not torch.equal(*logits)
+    assert torch.nn.functional.cosine_similarity(*logits, dim=0) > 0.99
 
 
 def test_loading_says_what_it_loads(caplog: pytest.LogCaptureFixture) -> None:
