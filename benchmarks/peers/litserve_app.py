@@ -1,7 +1,5 @@
 """What a team builds in a day: LitServe's dynamic batching around a batched generate, one prompt a task."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 from typing import Any
