@@ -16,13 +16,13 @@ DIGITS ?=
 RECIPES ?= $(wildcard training/recipes/*.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve peers bench test lint format clean corpus pretrain masks evaluate samples
+.PHONY: help install serve peers bench test lint format clean corpus pretrain masks evaluate results samples
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo
 	@echo '  Variables: PORT=8080 for serve, DEVICE=$(DEVICE) for pretrain, TORCH_INDEX=<url>,'
-	@echo '  RECIPES="training/recipes/asr.toml …" for masks and evaluate, ARGS="…" for pytest'
+	@echo '  RECIPES="training/recipes/asr.toml …" for masks, evaluate and results, ARGS="…" for pytest'
 
 install: $(VENV)/.dev ## Virtual environment with everything, for development
 
@@ -53,6 +53,9 @@ masks: $(VENV)/.dev ## Train the embedded model's head masks (RECIPES)
 
 evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 	$(BIN)/ahamask evaluate $(RECIPES) --table
+
+results: $(VENV)/.dev ## The paper's findings on the embedded model: docs/results.md (ARGS=--force: all anew)
+	$(BIN)/python -m training.analysis.results $(RECIPES) $(ARGS)
 
 samples: $(VENV)/.synthesis ## Synthesise samples/ and their expected answers
 	$(BIN)/python -m training.tiny.samples
