@@ -134,6 +134,7 @@ class Laboratory:
         return config.model_copy(
             update={
                 "out": folder / config.out.name,
+                "data": config.data.model_copy(update={"cache_folder": self.scratch / "audio"}),
                 "run": config.run.model_copy(update={"folder": folder, "seeds": (), **run}),
                 "optim": config.optim.model_copy(update=optim),
             }
