@@ -16,8 +16,8 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['salmonn'], sep='\n')" \
-        > salmonn.txt \
+    && python -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*e['salmonn'], *e['quant'], sep='\n')" \
+        > extras.txt \
     && grep '^torch==' requirements.txt > torch.txt
 
 FROM build AS venv-cpu
@@ -26,7 +26,7 @@ RUN pip --python /opt/venv/bin/python install -r requirements.txt
 
 FROM build AS venv-cuda
 RUN pip --python /opt/venv/bin/python install -r torch.txt
-RUN pip --python /opt/venv/bin/python install -r requirements.txt -r salmonn.txt
+RUN pip --python /opt/venv/bin/python install -r requirements.txt -r extras.txt
 
 FROM build AS code
 COPY . .

@@ -18,6 +18,7 @@ Source: AHAMask (arXiv 2509.01787), the masked multi-head attention equation.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +46,7 @@ def gated_attention(
     attention_mask: Tensor | None,
     *,
     head_gate: Tensor | None = None,
-    seen_layers: list[int] | None = None,
+    seen_layers: deque[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """SDPA, its output multiplied by the gate of this layer.
@@ -99,14 +100,14 @@ def install(decoder: PreTrainedModel) -> None:
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
     probe = torch.zeros(1, 1, config.hidden_size, dtype=decoder.dtype, device=decoder.device)
     gate = probe.new_ones(num_layers, 1, num_heads)
-    seen_layers: list[int] = []
+    seen_layers: deque[int] = deque()  # a list would be copied on its way to another device
     try:
         with torch.no_grad():
             decoder(inputs_embeds=probe, use_cache=False, head_gate=gate, seen_layers=seen_layers)
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{name} cannot be gated: {error}") from error
-    if seen_layers != list(range(num_layers)):
-        raise ModelError(f"{name} cannot be gated: of {num_layers} layers a gate reaches {seen_layers}")
+    if list(seen_layers) != list(range(num_layers)):
+        raise ModelError(f"{name} cannot be gated: of {num_layers} layers a gate reaches {list(seen_layers)}")
 
 
 def gate_tensor(

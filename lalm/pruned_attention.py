@@ -10,6 +10,7 @@ head of its group stays, so that groups are of unequal size, which no attention 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,7 @@ class SilentAttention(nn.Module):
         *,
         cache: Any = None,
         past_key_values: Any = None,
-        seen_layers: list[int] | None = None,
+        seen_layers: deque[int] | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Zeros [batch, seq, hidden]. One number a position goes into the cache, by which generate counts."""

@@ -26,6 +26,13 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [AHAMASK_D
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16.  [AHAMASK_DTYPE; default: float32]")
 ]
+Quantize = Annotated[
+    str | None, typer.Option(help="int8 or int4 weights in the decoder.  [AHAMASK_QUANTIZE; default: none]")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="auto: over all GPUs; or JSON, module to device.  [AHAMASK_DEVICE_MAP; default: none]"),
+]
 MasksDir = Annotated[
     Path | None,
     typer.Option("--masks", help="Folder of mask files.  [AHAMASK_MASKS_DIR; default: masks/<model name>]"),
@@ -51,6 +58,8 @@ def serve(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    device_map: DeviceMap = None,
     masks: MasksDir = None,
 ) -> None:
     """Answer recordings over HTTP.
@@ -63,7 +72,15 @@ def serve(
     ahamask serve --model Qwen/Qwen2-Audio-7B --device cuda --dtype bfloat16
     """
     settings = settings_of(
-        host=host, port=port, model=model, revision=revision, device=device, dtype=dtype, masks_dir=masks
+        host=host,
+        port=port,
+        model=model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        device_map=device_map,
+        masks_dir=masks,
     )
     from service.app import serve as serve_http
 
@@ -77,6 +94,8 @@ def run(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    device_map: DeviceMap = None,
     masks: MasksDir = None,
     as_json: Json = False,
 ) -> None:
@@ -90,7 +109,15 @@ def run(
     ahamask run asr kitchen.wav
     ahamask run gr --json *.flac | jq .result.label
     """
-    settings = settings_of(model=model, revision=revision, device=device, dtype=dtype, masks_dir=masks)
+    settings = settings_of(
+        model=model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        device_map=device_map,
+        masks_dir=masks,
+    )
     from service.batch import answer_files
     from service.errors import UnknownTaskError
     from service.loading import load

@@ -24,7 +24,12 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     family = load_family(
-        settings.model, revision=settings.revision, device=settings.device, dtype=settings.dtype
+        settings.model,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        device_map=settings.device_map,
     )
     config = EngineConfig(
         max_slots=settings.max_slots,

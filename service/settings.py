@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the weights: float32, bfloat16 or float16."
     )
+    quantize: Literal["int8", "int4"] | None = Field(
+        None, description="Weights of the decoder's linear layers, read as int8 or int4; by default as dtype."
+    )
+    device_map: str | None = Field(
+        None,
+        min_length=1,
+        description="auto: the decoder's layers over all GPUs; or a JSON object from modules to devices.",
+    )
     masks_dir: Path | None = Field(
         None,
         description="Folder of head mask files, one a task; by default masks/ of the checkpoint's folder, "

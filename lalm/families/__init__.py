@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from lalm.errors import ModelError
 from lalm.families.hf_loading import identify_hf, load_hf
 from lalm.families.hf_models import MODELS
 from lalm.families.model_file import SUFFIXES, ModelFile
+from lalm.families.placement import Placement, Quantize
 from lalm.families.qwen2_audio import identify_qwen2_audio, load_qwen2_audio
 from lalm.families.salmonn import identify_salmonn, load_salmonn
 from lalm.family import ModelFamily
@@ -30,12 +34,14 @@ from lalm.head_mask import ModelIdentity
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+log = logging.getLogger(__name__)
+
 _DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_LOADERS: Mapping[str, Callable[[Path, str, torch.device, torch.dtype], ModelFamily]] = {
+_LOADERS: Mapping[str, Callable[[Path, str, Placement], ModelFamily]] = {
     "qwen2_audio": load_qwen2_audio,
     **dict.fromkeys(MODELS, load_hf),
 }
@@ -45,7 +51,7 @@ _IDENTIFIERS: Mapping[str, Callable[[Path, str], ModelIdentity]] = {
     **dict.fromkeys(MODELS, identify_hf),
 }
 # The same for families whose parts a model file names.
-_FILE_LOADERS: Mapping[str, Callable[[ModelFile, str, torch.device, torch.dtype], ModelFamily]] = {
+_FILE_LOADERS: Mapping[str, Callable[[ModelFile, str, Placement], ModelFamily]] = {
     "salmonn": load_salmonn,
 }
 _FILE_IDENTIFIERS: Mapping[str, Callable[[ModelFile, str], ModelIdentity]] = {"salmonn": identify_salmonn}
@@ -62,6 +68,8 @@ def load_family(
     revision: str | None = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
+    quantize: Quantize | None = None,
+    device_map: str | None = None,
     name: str | None = None,
 ) -> ModelFamily:
     """Load a model, frozen and gated.
@@ -69,6 +77,8 @@ def load_family(
     path_or_id: a checkpoint folder, a model file (TOML or JSON), or a hub id such as `Qwen/Qwen2-Audio-7B`.
     revision: branch, tag or commit of a hub id.
     dtype: what to compute in, whatever the checkpoint is stored in.
+    quantize: `int8` or `int4` for the decoder's linear layers; the model's identity stays.
+    device_map: `auto` to spread the decoder over all GPUs, or a JSON object from modules to devices.
     name: what people call it; the name of the folder, the model file or the hub id if not given.
 
     Raises:
@@ -77,10 +87,10 @@ def load_family(
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
     found = _find(str(path_or_id), revision, name)
-    where = _device(device)
+    placement = Placement(_device(device), _DTYPES[dtype], quantize, device_map)
     try:
-        with _no_progress_bars():
-            return found.load(where, _DTYPES[dtype])
+        with _progress(path_or_id):
+            return found.load(placement)
     except _DAMAGED as error:
         raise ModelError(f"{path_or_id}: cannot be loaded: {_one_line(error)}") from error
 
@@ -106,7 +116,7 @@ def identify(
 class _Found:
     """A model of a known family that is not loaded yet."""
 
-    load: Callable[[torch.device, torch.dtype], ModelFamily]
+    load: Callable[[Placement], ModelFamily]
     identify: Callable[[], ModelIdentity] | None
 
 
@@ -188,11 +198,16 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _progress(path_or_id: str | Path) -> Iterator[None]:
+    """A bar of the tensors that are read, for people at a terminal; else a line before and behind."""
+    log.info("loading %s", path_or_id)
+    start_s = time.perf_counter()
     enabled = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_bar = hf_logging.enable_progress_bar if sys.stderr.isatty() else hf_logging.disable_progress_bar
+    set_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        if enabled:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        set_back = hf_logging.enable_progress_bar if enabled else hf_logging.disable_progress_bar
+        set_back()  # type: ignore[no-untyped-call]
+    log.info("loaded %s in %.1f s", path_or_id, time.perf_counter() - start_s)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -17,6 +16,7 @@ from lalm.families.hf import HfFamily
 from lalm.families.hf_features import GraniteExtractor, granite_mel
 from lalm.families.hf_models import MODELS, HfModel
 from lalm.families.hf_prompts import ChatTokens
+from lalm.families.placement import Placement
 from lalm.family import ModelFamily
 from lalm.fingerprint import fingerprint
 from lalm.head_mask import ModelIdentity
@@ -25,7 +25,7 @@ _TEKKEN = "tekken.json"
 _ADAPTER = "adapter_config.json"
 
 
-def load_hf(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+def load_hf(folder: Path, name: str, placement: Placement) -> ModelFamily:
     """Load the checkpoint in `folder`, freeze it, install the head gate; an adapter in it is merged.
 
     Raises:
@@ -36,10 +36,11 @@ def load_hf(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -
     tokens = _chat_tokens(folder, config)
     extractor = _extractor(folder, kind)
     _check_features(folder, config, extractor)
-    loaded: Any = getattr(transformers, kind.class_name).from_pretrained(
+    model_class = getattr(transformers, kind.class_name)
+    loaded: Any = model_class.from_pretrained(
         folder,
         config=config,
-        dtype=dtype,
+        **placement.arguments(model_class, config, _adapted(folder)),
         attn_implementation="sdpa",
         key_mapping={f"^{kind.part}\\.": ""} if kind.part else None,
         adapter_kwargs={"subfolder": "none"},  # an adapter is for _with_adapter
@@ -50,7 +51,8 @@ def load_hf(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one")
     model = _with_adapter(folder, model)
-    model.to(device).eval().requires_grad_(False)
+    placement.finish(model)
+    model.eval().requires_grad_(False)
     head_gate.install(model.get_decoder())
     return HfFamily(kind, model, extractor, tokens, _identity(folder, name, kind, config))
 
@@ -62,6 +64,12 @@ def identify_hf(folder: Path, name: str) -> ModelIdentity:
         ModelError: the weights cannot be read.
     """
     return _identity(folder, name, *_kind_and_config(folder))
+
+
+def _adapted(folder: Path) -> list[str]:
+    """Last names of the linear layers that the checkpoint's adapter changes."""
+    path = folder / _ADAPTER
+    return list(json.loads(path.read_text(encoding="utf-8"))["target_modules"]) if path.is_file() else []
 
 
 def _with_adapter(folder: Path, model: Any) -> Any:

@@ -33,6 +33,7 @@ from lalm.audio import SAMPLE_RATE_HZ
 from lalm.audio_input import AudioInput
 from lalm.errors import EmptyAudioError, ModelError
 from lalm.families import pruned_qwen2  # noqa: F401  (transformers then loads pruned decoders too)
+from lalm.families.placement import Placement
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.fingerprint import fingerprint
 from lalm.head_mask import ModelIdentity
@@ -159,22 +160,28 @@ class Qwen2AudioFamily:
         return str(self._tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-def load_qwen2_audio(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+def load_qwen2_audio(folder: Path, name: str, placement: Placement) -> ModelFamily:
     """Load the checkpoint in `folder`, freeze it, install the head gate.
 
     Raises:
         ModelError: incomplete, or its parts do not fit together; what transformers raises on a damaged
             checkpoint comes through.
     """
+    config = Qwen2AudioConfig.from_pretrained(folder, local_files_only=True)
     loaded: Any = Qwen2AudioForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+        folder,
+        **placement.arguments(Qwen2AudioForConditionalGeneration, config),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        output_loading_info=True,
     )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one")
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     _check_features(folder, model.config.audio_config, processor.feature_extractor)
-    model.to(device).eval().requires_grad_(False)
+    placement.finish(model)
+    model.eval().requires_grad_(False)
     decoder = model.model.language_model
     head_gate.install(decoder)
     return Qwen2AudioFamily(model, processor, _identity(folder, name, model.config))

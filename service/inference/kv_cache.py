@@ -123,8 +123,9 @@ class Prefill:
         """Store [batch, num_kv_heads, longest prompt, head_dim], right padding included, and return it."""
         keys, values = self.cache.layer(layer_idx, key_states)
         num_positions = key_states.shape[2]
-        keys[self.slots, :, :num_positions] = key_states
-        values[self.slots, :, :num_positions] = value_states
+        slots = self.slots.to(keys.device)  # a layer may be on another device
+        keys[slots, :, :num_positions] = key_states
+        values[slots, :, :num_positions] = value_states
         return key_states, value_states
 
 
@@ -146,9 +147,11 @@ class Decode:
     ) -> tuple[Tensor, Tensor]:
         """Store [batch, num_kv_heads, 1, head_dim]; return all up to num_positions, in the place of 1."""
         keys, values = self.cache.layer(layer_idx, key_states)
-        keys[self.slots, :, self.positions] = key_states[:, :, 0]
-        values[self.slots, :, self.positions] = value_states[:, :, 0]
-        return keys[self.rows, :, : self.num_positions], values[self.rows, :, : self.num_positions]
+        slots, positions = self.slots.to(keys.device), self.positions.to(keys.device)
+        rows = self.rows if isinstance(self.rows, slice) else slots
+        keys[slots, :, positions] = key_states[:, :, 0]
+        values[slots, :, positions] = value_states[:, :, 0]
+        return keys[rows, :, : self.num_positions], values[rows, :, : self.num_positions]
 
 
 def select_rows(slots: Sequence[int], index: Tensor) -> slice | Tensor:

@@ -33,6 +33,8 @@ def can_pack(family: ModelFamily) -> bool:
     """
     if family.device.type != "cpu" or family.dtype is not torch.float32 or not _has_the_parts(family.decoder):
         return False
+    if any(weight.device.type != "cpu" for weight in family.decoder.parameters()):
+        return False  # spread over several devices
     if not _agrees(family):
         log.warning("the packed pass does not agree with the decoder, and is not used")
         return False

@@ -86,6 +86,7 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
         (["serve", "--prot", "1"], "No such option: --prot"),
         (["serve", "--port", "99999"], "AHAMASK_PORT"),
         (["serve", "--dtype", "int8"], "AHAMASK_DTYPE"),
+        (["serve", "--quantize", "int3"], "AHAMASK_QUANTIZE"),
         (["run", "asr"], "Missing argument 'files'"),
         (["run", "asr", "/no/such.wav"], "'/no/such.wav' does not exist"),
         (["evaluate", RECIPE, "--split", "exam"], "'exam'"),

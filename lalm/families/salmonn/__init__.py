@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any
-
-import torch
 
 from lalm.errors import ModelError
 from lalm.families.model_file import ModelFile
+from lalm.families.placement import Placement
 from lalm.family import ModelFamily
 from lalm.head_mask import ModelIdentity
 
 
-def load_salmonn(
-    file: ModelFile,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    decoder_options: Mapping[str, Any] = MappingProxyType({}),
-) -> ModelFamily:
+def load_salmonn(file: ModelFile, name: str, placement: Placement) -> ModelFamily:
     """Load the SALMONN that a model file names; `docs/salmonn.md` is the page of these files.
-
-    decoder_options: further arguments of transformers' `from_pretrained` for Vicuna, such as
-        `quantization_config`.
 
     Raises:
         ModelError: it cannot be loaded, or the extra `salmonn` is not installed.
     """
     with _extra():
         from lalm.families.salmonn.load import load
-    return load(file, name, device, dtype, decoder_options)
+    return load(file, name, placement)
 
 
 def identify_salmonn(file: ModelFile, name: str) -> ModelIdentity:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lalm.errors import ModelError
+from lalm.families.placement import Placement
 from lalm.families.salmonn.checkpoint import Tensors, check_keys, check_shape
 from lalm.families.salmonn.parts import Parts
 
@@ -32,42 +33,33 @@ def check_decoder(parts: Parts) -> None:
     _check(parts.lora.path, get_peft_model_state_dict(peft), _lora(parts))
 
 
-def load_decoder(
-    parts: Parts, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]
-) -> LlamaForCausalLM:
+def load_decoder(parts: Parts, placement: Placement) -> LlamaForCausalLM:
     """Vicuna with its LoRA: merged, or beside the weights where those are quantized.
-
-    options: as `load_vicuna`.
 
     Raises:
         Exception: what transformers raises on damaged files.
     """
-    llama = load_vicuna(parts, device, dtype, options)
+    llama = load_vicuna(parts, placement)
     if getattr(llama, "is_quantized", False):
         add_lora(llama, parts)
         return llama
     return merge_lora(llama, parts)
 
 
-def load_vicuna(
-    parts: Parts, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]
-) -> LlamaForCausalLM:
-    """Vicuna, loaded straight onto the device, one tensor after the other.
-
-    options: further arguments of transformers' `from_pretrained`, such as `quantization_config`.
+def load_vicuna(parts: Parts, placement: Placement) -> LlamaForCausalLM:
+    """Vicuna, loaded straight onto its devices, one tensor after the other.
 
     Raises:
         Exception: what transformers raises on damaged files.
     """
-    arguments = {"device_map": {"": device}, **options}
+    placed = placement.arguments(LlamaForCausalLM, parts.vicuna_config)
     llama: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
         parts.vicuna.path,
         config=parts.vicuna_config,
-        dtype=dtype,
+        **{"device_map": {"": placement.device}, **placed},
         attn_implementation="sdpa",
         local_files_only=True,
         weights_only=True,
-        **arguments,
     )
     return llama
 

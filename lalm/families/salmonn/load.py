@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any
 
-import torch
 from transformers import WhisperFeatureExtractor
 
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.errors import ModelError
 from lalm.families.model_file import ModelFile
+from lalm.families.placement import Placement
 from lalm.families.salmonn.decoder import check_decoder, load_decoder
 from lalm.families.salmonn.encoders import beats_encoder, bridge_module, whisper_encoder
 from lalm.families.salmonn.family import SalmonnFamily
@@ -38,17 +36,10 @@ def identify(model_file: ModelFile, name: str) -> ModelIdentity:
     return open_parts(model_file).identity(name)
 
 
-def load(
-    model_file: ModelFile,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    decoder_options: Mapping[str, Any] = MappingProxyType({}),
-) -> ModelFamily:
+def load(model_file: ModelFile, name: str, placement: Placement) -> ModelFamily:
     """Load what `model_file` names, frozen and gated; a log line a part says how many bytes it is.
 
-    decoder_options: further arguments of transformers' `from_pretrained` for Vicuna, such as
-        `quantization_config`; the encoders are small beside it.
+    placement: a device map and quantisation are for Vicuna; the encoders are small beside it.
 
     Raises:
         ModelError: something is missing, unknown, or does not fit together; what transformers raises on
@@ -56,6 +47,7 @@ def load(
     """
     parts = open_parts(model_file)
     check_decoder(parts)
+    device, dtype = placement.device, placement.dtype
     tokenizer, extractor = Tokenizer(parts.vicuna.path), _extractor(parts)
     with _progress("Q-Former and LoRA", parts.bridge):
         bridge = bridge_module(parts, device, dtype)
@@ -64,7 +56,7 @@ def load(
     with _progress("Whisper", parts.whisper):
         whisper = whisper_encoder(parts, device, dtype)
     with _progress("Vicuna", parts.vicuna):
-        llama = load_decoder(parts, device, dtype, decoder_options)
+        llama = load_decoder(parts, placement)
     llama.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     head_gate.install(llama.model)
     hearing = Hearing(whisper, beats, bridge, dtype).eval().requires_grad_(False)

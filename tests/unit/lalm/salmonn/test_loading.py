@@ -16,12 +16,12 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BitsAndBytesConfig
 
 from lalm.errors import EmptyAudioError, ModelError
 from lalm.families import identify, load_family
 from lalm.families.model_file import ModelFile
-from lalm.families.salmonn import load_salmonn, sources
+from lalm.families.placement import Placement
+from lalm.families.salmonn import sources
 from lalm.families.salmonn.checkpoint import read_pickle
 from lalm.families.salmonn.decoder import add_lora, load_vicuna, merge_lora
 from lalm.families.salmonn.parts import open_parts
@@ -314,7 +314,7 @@ def test_lora_merged_is_lora_beside_the_weights(family: ModelFamily) -> None:
     hidden = []
     inputs = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0))
     for combine in (add_lora, merge_lora):
-        llama = load_vicuna(parts, torch.device("cpu"), torch.float32, {})
+        llama = load_vicuna(parts, Placement(torch.device("cpu"), torch.float32))
         plain = llama(inputs_embeds=inputs).logits
         hidden.append(combine(llama, parts)(inputs_embeds=inputs).logits)
     torch.testing.assert_close(hidden[0], hidden[1], atol=2e-4, rtol=0)
@@ -322,11 +322,7 @@ def test_lora_merged_is_lora_beside_the_weights(family: ModelFamily) -> None:
 
 
 def test_a_quantized_decoder_keeps_lora_beside_its_weights(family: ModelFamily) -> None:
-    pytest.importorskip("bitsandbytes")
-    options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    quantized = load_salmonn(
-        ModelFile.load(MODEL_FILE), "toy", torch.device("cpu"), torch.float32, decoder_options=options
-    )
+    quantized = load_family(MODEL_FILE, quantize="int8")
     # fingerprint and audio are those of the model; its answers, nearly
     assert quantized.identity.fingerprint == family.identity.fingerprint
     features = family.features(waveform(0))
