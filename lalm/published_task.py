@@ -35,13 +35,14 @@ class _Part(NamedTuple):
     field: str
     labels: tuple[str, ...] | None = None
     num_audios: int = 1
+    needs_speech: bool = True
 
 
 _PARTS = (
     _Part("asr", "Speech recognition", "transcript"),
     _Part("s2tt", "Speech to text translation", "translation"),
     _Part("osr", "Overlapped speech recognition", "transcript"),
-    _Part("aac", "Audio captioning", "caption"),
+    _Part("aac", "Audio captioning", "caption", needs_speech=False),
     _Part("gr", "Gender recognition", "gender", ("male", "female")),
     _Part("ser", "Speech emotion recognition", "emotion", ("angry", "happy", "neutral", "sad")),
     _Part("asv", "Speaker verification", "same_speaker", ("yes", "no"), num_audios=2),
@@ -80,6 +81,7 @@ def infer_task(name: str, path: Path, labels: tuple[str, ...] | None = None) -> 
         "title": _title(parts, as_json=as_json),
         "output": _output(parts, as_json=as_json),
         "num_audios": max(part.num_audios for part in parts),
+        "needs_speech": all(part.needs_speech for part in parts),
         "max_new_tokens": _LABEL_TOKENS if all(part.labels for part in parts) else _TEXT_TOKENS,
     }
     return _spec(content, path)

@@ -133,6 +133,14 @@ class OutputSpec(BaseModel):
         return (OutputField(name="text"),)
 
 
+class LongAudio(StrEnum):
+    """What becomes of a recording that is longer than the model hears at once."""
+
+    SPLIT = "split"  # cut at pauses; the answers to the pieces are joined
+    FIRST_WINDOW = "first-window"  # what lies behind the first window is not heard
+    REFUSE = "refuse"
+
+
 class ParsedAnswer(NamedTuple):
     """What an answer says; `format_ok` is False as soon as one value is missing (it is None then)."""
 
@@ -141,7 +149,13 @@ class ParsedAnswer(NamedTuple):
 
 
 class TaskSpec(BaseModel):
-    """One acoustic task."""
+    """One acoustic task.
+
+    long_audio: by default `split` for text on one recording and `refuse` for everything else, since labels
+        of pieces cannot be joined.
+    segment_s: the longest stretch of audio the model is given at once, in seconds; by default its window.
+    needs_speech: a recording without speech is answered with nothing instead of being given to the model.
+    """
 
     model_config = _FROZEN
 
@@ -150,6 +164,35 @@ class TaskSpec(BaseModel):
     output: OutputSpec
     num_audios: Annotated[StrictInt, Field(ge=1, le=2)] = 1
     max_new_tokens: Annotated[StrictInt, Field(ge=1)]
+    long_audio: LongAudio | None = None
+    segment_s: Annotated[float, Field(strict=True, ge=0.5, le=3600, allow_inf_nan=False)] | None = None
+    needs_speech: Annotated[bool, Field(strict=True, exclude_if=bool)] = True
+
+    @model_validator(mode="after")
+    def _check_long_audio(self) -> Self:
+        if self.long_audio is LongAudio.SPLIT and not self._can_split:
+            raise ValueError("long_audio 'split' is for tasks that answer one recording with text")
+        if self.long_audio is LongAudio.FIRST_WINDOW and self.num_audios > 1:
+            raise ValueError("long_audio 'first-window' is for tasks on one recording")
+        if self.segment_s is not None and self.long_audio_policy is LongAudio.REFUSE:
+            raise ValueError("segment_s has no meaning where long_audio is 'refuse'")
+        return self
+
+    @property
+    def long_audio_policy(self) -> LongAudio:
+        """`long_audio`, or what stands for it if the task does not say."""
+        if self.long_audio is not None:
+            return self.long_audio
+        return LongAudio.SPLIT if self._can_split else LongAudio.REFUSE
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether an answer is text that belongs to stretches of one recording."""
+        return self._can_split
+
+    @property
+    def _can_split(self) -> bool:
+        return self.output.kind is OutputKind.TEXT and self.num_audios == 1
 
     def parse(self, text: str) -> ParsedAnswer:
         """Read the answer `text` of the model.

@@ -96,6 +96,7 @@ async def serve_app(app: FastAPI) -> int:
         port=runtime.settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
     server = uvicorn.Server(config)

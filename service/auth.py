@@ -48,7 +48,7 @@ class ApiKeyMiddleware:
             return
         except (MissingKeyError, InvalidKeyError, TooManyRequestsOfKeyError) as error:
             refusal = error
-        await error_response(refusal, scope["state"]["request_id"])(scope, receive, send)
+        await error_response(refusal, scope["state"]["request_id"], scope["path"])(scope, receive, send)
 
     def _key_of(self, authorization: str | None) -> ApiKey:
         if authorization is None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lalm.audio import AudioLimits, decode_audio
 from lalm.errors import LalmError
 from lalm.task import ParsedAnswer
+from service.answers import answer_prepared, joined_text
 from service.catalogue import CatalogueEntry
 from service.inference.exceptions import InferenceError
-from service.inference.request import EngineRequest, RowRequest
+from service.preparation import prepare
 from service.runtime import Loaded
-
-if TYPE_CHECKING:
-    from lalm.family import AudioFeatures, ModelFamily
 
 
 @dataclass(frozen=True)
@@ -61,20 +58,13 @@ async def answer_files(
 async def _answer(
     loaded: Loaded, entry: CatalogueEntry, files: Sequence[Path], places: asyncio.Semaphore
 ) -> FileAnswer:
-    task = entry.task
-    row = RowRequest(task.name, entry.head_mask, None, task.max_new_tokens, task.output)
     async with places:
         try:
-            family, limits = loaded.engine.family, loaded.audio_limits
-            audio = await asyncio.to_thread(_features, family, limits, files)
-            request = EngineRequest(" ".join(str(file) for file in files), audio, [row])
-            text = (await loaded.engine.submit(request)).rows[0].text
+            job = partial(prepare, loaded.engine.family, loaded.audio_limits, [entry.task], files)
+            prepared = await asyncio.to_thread(job)
+            name = " ".join(str(file) for file in files)
+            (rows,) = await answer_prepared(loaded, [entry], prepared, name)
         except (LalmError, InferenceError) as error:
             return FileAnswer(files, error=error)
+    text = joined_text(rows)
     return FileAnswer(files, text, entry.task.parse(text))
-
-
-def _features(family: ModelFamily, limits: AudioLimits, files: Sequence[Path]) -> list[AudioFeatures]:
-    audio_input = family.audio_input
-    waveforms = [decode_audio(file, limits, channel=audio_input.channel) for file in files]
-    return [family.features(clip) for clip in audio_input.clips(waveforms, limits.max_duration_s)]

@@ -17,10 +17,12 @@ service/inference/exceptions.py):
     ├ InvalidHeadMaskError         a head mask file was sent that cannot be used
     ├ LastTaskError                the only task cannot be removed
     ├ HeadMasksReadOnlyError       the folder of head masks cannot be written
+    ├ DeadlineExceededError        the time of the request was over before the answer
     ├ ClientDisconnectedError      the client went away; seen in logs and metrics only
     └ NotReadyError                loading, draining or failed to load   .retry_after_s
 
-Whatever happens, the body is one envelope: {"error": {"type", "message", "param", "request_id"}}.
+Whatever happens, the body is one envelope: {"error": {"type", "message", "param", "request_id"}}; under /v1
+it has OpenAI's `type`, and ours as `code`.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from lalm import errors as lalm_errors
 from service.inference import exceptions as inference_errors
+from service.openai_schemas import OPENAI_PREFIX, openai_error
 from service.schemas import ErrorBody, ErrorEnvelope
 
 INTERNAL_MESSAGE = "internal error; the service's log has the reason under this request_id"
@@ -125,6 +129,14 @@ class HeadMasksReadOnlyError(ServiceError):
     """The folder of head masks cannot be written, so that a change would be lost at the next start."""
 
 
+class DeadlineExceededError(ServiceError):
+    """The request was not answered within the time that it, or the service, allows."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"no answer within {timeout_s:g} s, the time this request may take")
+        self.timeout_s = timeout_s
+
+
 class ClientDisconnectedError(ServiceError):
     """The client went away before it was answered."""
 
@@ -160,6 +172,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     HeadMasksReadOnlyError: ErrorKind(409, "head_masks_read_only"),
     ClientDisconnectedError: ErrorKind(499, "client_disconnected"),
     NotReadyError: ErrorKind(503, "not_ready"),
+    DeadlineExceededError: ErrorKind(504, "deadline_exceeded"),
     ServiceError: ErrorKind(500, "internal_error"),
     lalm_errors.EmptyAudioError: ErrorKind(400, "empty_audio"),
     lalm_errors.UndecodableAudioError: ErrorKind(415, "undecodable_audio"),
@@ -190,15 +203,15 @@ def error_kind(error: Exception) -> ErrorKind:
     return ErrorKind(500, "internal_error")
 
 
-def error_response(error: Exception, request_id: str) -> JSONResponse:
-    """The answer to `error`; for a status of 500 its message stays inside."""
+def error_response(error: Exception, request_id: str, path: str) -> JSONResponse:
+    """The answer to `error` on the route `path`; for a status of 500 its message stays inside."""
     kind = error_kind(error)
     if kind.status == 500:
-        return _envelope(kind, INTERNAL_MESSAGE, None, request_id)
+        return _envelope(kind, INTERNAL_MESSAGE, None, request_id, path)
     headers = _retry_after(error) if kind.status in (429, 503) else {}
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return _envelope(kind, str(error), getattr(error, "param", None), request_id, headers)
+    return _envelope(kind, str(error), getattr(error, "param", None), request_id, path, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -215,7 +228,7 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _handle_house_error(request: Request, error: Exception) -> JSONResponse:
     if error_kind(error).status == 500:
         log.error("request failed", exc_info=error)
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.state.request_id, request.url.path)
 
 
 async def _handle_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -223,14 +236,14 @@ async def _handle_validation_error(request: Request, error: Exception) -> JSONRe
     problems = error.errors()
     message = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in problems)
     kind = ErrorKind(422, ERROR_TABLE[InvalidParameterError].type)
-    return _envelope(kind, message, str(problems[0]["loc"][-1]), request.state.request_id)
+    return _envelope(kind, message, str(problems[0]["loc"][-1]), request.state.request_id, request.url.path)
 
 
 async def _handle_framework_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = ErrorKind(error.status_code, _FRAMEWORK_TYPES.get(error.status_code, "http_error"))
     message = f"{error.detail}: {request.method} {request.url.path}"
-    return _envelope(kind, message, None, request.state.request_id, error.headers or {})
+    return _envelope(kind, message, None, request.state.request_id, request.url.path, error.headers or {})
 
 
 def _retry_after(error: Exception) -> dict[str, str]:
@@ -243,7 +256,12 @@ def _envelope(
     message: str,
     param: str | None,
     request_id: str,
+    path: str,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    body = ErrorEnvelope(error=ErrorBody(type=kind.type, message=message, param=param, request_id=request_id))
+    body: BaseModel = ErrorEnvelope(
+        error=ErrorBody(type=kind.type, message=message, param=param, request_id=request_id)
+    )
+    if path.startswith(OPENAI_PREFIX):
+        body = openai_error(kind.status, kind.type, message, param, request_id)
     return JSONResponse(body.model_dump(), status_code=kind.status, headers=headers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from lalm.audio import AudioLimits
-from lalm.errors import ModelError
 from lalm.families import load_family
 from service.catalogue import Catalogue
 from service.inference.engine import Engine, EngineConfig
@@ -18,7 +17,7 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
     """Load the model and the head masks of `settings`; takes seconds to minutes. The engine is not started.
 
     Raises:
-        ModelError: the model cannot be loaded, or the settings ask for more than it can do.
+        ModelError: the model cannot be loaded.
         HeadMaskError: the folder of mask files, or a file in it, is wrong.
     """
     if settings.torch_threads is not None:
@@ -43,14 +42,9 @@ def complete(settings: Settings, engine: InferenceEngine) -> Loaded:
     """`engine` with the head masks of its model and the limits on its audio.
 
     Raises:
-        ModelError, HeadMaskError: as `load`.
+        HeadMaskError: as `load`.
     """
-    identity, window_s = engine.family.identity, engine.family.max_audio_s
-    if settings.max_audio_s is not None and settings.max_audio_s > window_s:
-        raise ModelError(
-            f"AHAMASK_MAX_AUDIO_S is {settings.max_audio_s:g}, "
-            f"but {identity.name} hears at most {window_s:g} s"
-        )
-    limits = AudioLimits(max_bytes=settings.max_upload_bytes, max_duration_s=settings.max_audio_s or window_s)
+    identity = engine.family.identity
+    limits = AudioLimits(max_bytes=settings.max_upload_bytes, max_duration_s=settings.max_audio_s)
     catalogue = Catalogue.load(settings.masks_dir_for(identity.name), identity)
     return Loaded(engine=engine, catalogue=catalogue, audio_limits=limits)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ERROR_TABLE, ClientDisconnectedError, NotReadyError, error_response
 from service.runtime import Runtime
+from service.security_headers import secure
 from service.uploads import Body
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -27,7 +28,9 @@ log = structlog.get_logger(__name__)
 class RequestMiddleware:
     """Pure ASGI, so that the route sees the client's departure itself.
 
-    A route leaves the tasks asked for, those that exist, in the request's state as `tasks`.
+    Leaves in a request's state its `request_id`, and `arrived_s`, the event loop's time when it came. A route
+    leaves there the tasks asked for, those that exist, as `tasks`; an answer in events what it came to, as
+    `stream_status`.
     """
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
@@ -41,6 +44,7 @@ class RequestMiddleware:
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["arrived_s"] = asyncio.get_running_loop().time()
         body = Body(scope, receive, self._runtime.settings.upload_timeout_s)
         status = 0
         start_s = time.perf_counter()
@@ -50,6 +54,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
+                secure(headers, scope["path"])
                 if message["status"] >= 400 and not await body.discard():
                     headers["Connection"] = "close"
                 status = message["status"]
@@ -61,20 +66,20 @@ class RequestMiddleware:
             except Exception as error:
                 log.exception("unexpected error")
                 if status == 0:
-                    await error_response(error, request_id)(scope, receive, send_with_id)
+                    await error_response(error, request_id, scope["path"])(scope, receive, send_with_id)
             except asyncio.CancelledError:
                 # Only the end of the process cancels a request.
                 if status == 0:
                     leaving = NotReadyError("the service is shutting down")
-                    await error_response(leaving, request_id)(scope, receive, send_with_id)
+                    await error_response(leaving, request_id, scope["path"])(scope, receive, send_with_id)
             finally:
                 self._runtime.release()
                 self._record(scope, status, time.perf_counter() - start_s)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        asks_a_task = scope["method"] == "POST" and scope["path"].startswith("/tasks")
+        asks_a_task = scope["method"] == "POST" and scope["path"].startswith(("/tasks", "/v1/audio/"))
         tasks: list[str] = scope["state"].get("tasks") or [UNKNOWN_TASK]
-        status = status or NOT_ANSWERED
+        status = scope["state"].get("stream_status") or status or NOT_ANSWERED
         fields = {"method": scope["method"], "path": scope["path"], "status": status}
         if key := scope["state"].get("api_key"):
             fields["api_key"] = key.id

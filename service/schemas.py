@@ -7,15 +7,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from lalm.task import OutputSpec
+from lalm.task import LongAudio, OutputSpec
 
 _SHA256 = "4c0f4e6f2f1c0d0e9a3f5b1c7d8e2a6b4c0f4e6f2f1c0d0e9a3f5b1c7d8e2a6b"
 
 EXAMPLE_ANSWER: JsonDict = {
     "id": "3f1c9a52b0d84e7f9a6d2c41e8b75f03",
-    "task": "gr-asr",
-    "text": "male | turn on the light",
-    "result": {"gender": "male", "transcript": "turn on the light"},
+    "task": "asr",
+    "text": "turn on the light",
+    "result": {"text": "turn on the light"},
+    "segments": [{"start": 0.0, "end": 1.84, "text": "turn on the light"}],
+    "no_speech": False,
     "audio": {"duration_s": 1.84, "truncated": False},
     "model": "tiny-lalm",
     "head_mask": {"sha256": _SHA256, "active_heads": 81, "num_heads": 128},
@@ -52,7 +54,17 @@ class AudioInfo(BaseModel):
     """The audio that was heard."""
 
     duration_s: float = Field(description="Seconds of audio; the sum over the recordings of a pair task.")
-    truncated: bool = Field(description="Whether audio was cut off; false: what is too long is refused.")
+    truncated: bool = Field(
+        description="Whether only the beginning was heard, which is so for long audio of a first-window task."
+    )
+
+
+class Segment(BaseModel):
+    """A stretch of the recording, and what was said in it."""
+
+    start: float = Field(description="Seconds from the start of the recording.")
+    end: float = Field(description="Seconds from the start of the recording.")
+    text: str
 
 
 class HeadMaskInfo(BaseModel):
@@ -93,6 +105,15 @@ class TaskAnswer(BaseModel):
         description="`text` parsed: {text}, {label} or the task's fields; null where it could not be read. "
         "With `?scores=true` a label task has `scores` too: the probability of each label."
     )
+    segments: list[Segment] | None = Field(
+        default=None,
+        exclude_if=lambda segments: segments is None,
+        description="Tasks with text only: the pieces a long recording was cut into at pauses; else one.",
+    )
+    no_speech: bool = Field(
+        default=False,
+        description="Whether there was nothing to hear: the model was not asked, and `text` is empty.",
+    )
     audio: AudioInfo
     model: str
     head_mask: HeadMaskInfo
@@ -104,17 +125,33 @@ class TaskAnswer(BaseModel):
     format_ok: bool = Field(description="Whether `text` had the form that the task asks for.")
 
 
+class TaskDelta(BaseModel):
+    """An event `delta` of a streamed answer; the last event is `done`, with a TaskAnswer."""
+
+    delta: str = Field(description="New text of the answer.")
+
+
 class TaskAnswers(BaseModel):
     """The answers of several tasks to one upload."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": EXAMPLE_ANSWER["id"], "results": {"gr-asr": EXAMPLE_ANSWER}}]}
+        json_schema_extra={"examples": [{"id": EXAMPLE_ANSWER["id"], "results": {"asr": EXAMPLE_ANSWER}}]}
     )
 
     id: str = Field(description="The X-Request-Id of the request.")
     results: dict[str, TaskAnswer] = Field(
         description="By task, in the order asked: what POST /tasks/{task} would have answered."
     )
+
+
+class LongAudioInfo(BaseModel):
+    """What becomes of a recording that is longer than the model hears at once."""
+
+    policy: LongAudio = Field(
+        description="`split` at pauses, hear the `first-window` only, or `refuse` with 413."
+    )
+    segment_s: float = Field(description="The longest stretch that the model hears at once, in seconds.")
+    max_audio_s: float = Field(description="The longest recording accepted, in seconds.")
 
 
 class TaskInfo(BaseModel):
@@ -125,6 +162,8 @@ class TaskInfo(BaseModel):
     output: OutputSpec = Field(description="Form of the answer: text, label (one of labels), fields or json.")
     num_audios: int = Field(description="Recordings a request takes: 1, or 2 for pair tasks.")
     max_new_tokens: int
+    long_audio: LongAudioInfo
+    needs_speech: bool = Field(description="Whether a recording without speech is answered with nothing.")
     head_mask: HeadMaskInfo
     evaluation: dict[str, Any] = Field(description="What was measured when the head mask was made.")
 

@@ -82,14 +82,22 @@ class Settings(BaseSettings):
         description="Memory for encoded audio of recordings that may come again (64 MiB); 0 keeps none.",
     )
 
-    max_audio_s: float | None = Field(
-        None, gt=0, description="Longest recording accepted, in seconds; by default the model's window."
+    max_audio_s: float = Field(
+        300.0,
+        gt=0,
+        description="Longest recording accepted, in seconds; the model's window for tasks that do not split.",
     )
     max_upload_bytes: int = Field(
         25 * 2**20, ge=1, description="Largest recording accepted, in bytes as uploaded (25 MiB)."
     )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="Seconds a request may take to send its body; beyond them 408."
+    )
+    request_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds a request may take, upload included; beyond them 504. "
+        "X-Request-Timeout asks for less.",
     )
     audio_workers: int = Field(
         2, ge=1, description="Threads that decode audio and compute features, beside the event loop."

@@ -20,8 +20,8 @@ from service.errors import (
     UploadTimeoutError,
     UploadTooLargeError,
 )
+from service.preparation import PART
 
-PART = "file"
 # What is read, and for how long, of an upload that was refused before its end.
 MAX_DISCARD_BYTES = 256 * 2**20
 DISCARD_TIMEOUT_S = 2.0

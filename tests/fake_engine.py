@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "asv": {"output": {"kind": "label", "labels": ["yes", "no"]}, "num_audios": 2},
 }
 TEXTS = {"asr": "turn on the light", "gr": "Male", "asr-gr": "turn on the light | male", "asv": "yes"}
+WORDS = TEXTS["asr"].split()
 TIMINGS_MS = {"queue": 1.0, "encoder": 2.0, "prefill": 3.0, "decode": 4.0, "total": 10.0}
 
 
@@ -64,9 +66,15 @@ class FakeFamily:
         self.threads.append(threading.current_thread().name)
         return AudioFeatures(mel=torch.zeros(1, 1), num_frames=len(waveform), num_audio_tokens=7)
 
+    def decode_tokens(self, ids: Sequence[int]) -> str:
+        return " ".join(WORDS[token] for token in ids)
+
 
 class FakeEngine:
-    """Answers TEXTS, or raises `error`; with `hold` it answers only once `release` is set."""
+    """Answers TEXTS, or raises `error`; with `hold` it answers only once `release` is set.
+
+    Whoever listens hears WORDS, one before the hold and the others after it.
+    """
 
     def __init__(self) -> None:
         self.family = FakeFamily()
@@ -87,17 +95,26 @@ class FakeEngine:
     def stop(self) -> None:
         self.ready = False
 
-    async def submit(self, request: EngineRequest) -> EngineResult:
+    async def submit_together(self, requests: list[EngineRequest]) -> list[EngineResult]:
+        return list(await asyncio.gather(*(self._submit(request) for request in requests)))
+
+    async def _submit(self, request: EngineRequest) -> EngineResult:
         self.requests.append(request)
         self.entered.set()
-        if self.error is not None:
+        if self.error is not None and request.on_token is None:
             raise self.error
+        tell = request.on_token or (lambda row, token: None)
+        tell(0, 0)
         try:
             if self.hold:
                 await self.release.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        if self.error is not None:
+            raise self.error
+        for token in [*range(1, len(WORDS)), None]:
+            tell(0, token)
         rows = [
             RowResult(
                 token_ids=[5, 6, 7], text=TEXTS[row.task], finish_reason="stop", timings_ms=dict(TIMINGS_MS)

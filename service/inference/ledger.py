@@ -79,6 +79,7 @@ class Ledger:
         """A row has its answer; the request is answered when it was the last one."""
         ticket = self._tickets[sequence.id]
         self._end(sequence, reason)
+        ticket.publish(sequence, None)
         if any(row.id in self._tickets for row in ticket.sequences):
             return
         try:

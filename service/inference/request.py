@@ -36,14 +36,15 @@ class EngineRequest:
     """One upload: `audio` (one or two clips) is encoded once, every row is decoded on its own.
 
     request_id: for the log; need not be unique.
-    on_token: called with the number of a row and each token it generates, in order, in the event loop that
-        waits for the answer and before it has that; never with an end-of-text token.
+    on_token: called with the number of a row and each token it generates, then with None once the row is
+        complete; in order, in the event loop that waits for the answer, and before it has that. End-of-text
+        tokens are not told.
     """
 
     request_id: str
     audio: list[AudioFeatures]
     rows: list[RowRequest]
-    on_token: Callable[[int, int], None] | None = None
+    on_token: Callable[[int, int | None], None] | None = None
 
     @property
     def num_audio_tokens(self) -> int:

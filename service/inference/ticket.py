@@ -39,8 +39,8 @@ class Ticket:
         if all(row.is_prefilled or row.state is SequenceState.FINISHED for row in self.sequences):
             self.audio_embeds = None
 
-    def publish(self, sequence: Sequence, token_id: int) -> None:
-        """Tell whoever listens that a row has one more token; from any thread."""
+    def publish(self, sequence: Sequence, token_id: int | None) -> None:
+        """Tell whoever listens of a row's new token, or (None) that it is complete; from any thread."""
         if self.request.on_token is None:
             return
         with suppress(RuntimeError):  # its event loop is closed

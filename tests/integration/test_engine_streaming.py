@@ -12,7 +12,7 @@ from service.inference.exceptions import QueueFullError, SequenceFailedError
 from tests.engine_support import Leash, make_request, make_row, poisoned, random_mask, running_engine
 
 
-def listening(request: EngineRequest, heard: list[tuple[int, int]]) -> EngineRequest:
+def listening(request: EngineRequest, heard: list[tuple[int, int | None]]) -> EngineRequest:
     return EngineRequest(
         request.request_id, request.audio, request.rows, lambda row, token: heard.append((row, token))
     )
@@ -20,12 +20,12 @@ def listening(request: EngineRequest, heard: list[tuple[int, int]]) -> EngineReq
 
 def test_every_token_is_heard_before_the_answer(toy_family: ModelFamily) -> None:
     rows = [make_row(random_mask(toy_family, seed)) for seed in range(2)]
-    heard: list[tuple[int, int]] = []
+    heard: list[tuple[int, int | None]] = []
 
     async def ask() -> None:
         result = await engine.submit(listening(make_request(toy_family, 1.0, *rows), heard))
         for number, row in enumerate(result.rows):
-            assert [token for each, token in heard if each == number] == row.token_ids
+            assert [token for each, token in heard if each == number] == [*row.token_ids, None]
         assert any(row.token_ids for row in result.rows)
 
     with running_engine(toy_family) as engine:
@@ -34,7 +34,7 @@ def test_every_token_is_heard_before_the_answer(toy_family: ModelFamily) -> None
 
 def test_a_token_is_heard_while_the_row_still_runs(toy_family: ModelFamily) -> None:
     leash = Leash()
-    heard: list[tuple[int, int]] = []
+    heard: list[tuple[int, int | None]] = []
 
     async def ask() -> None:
         request = make_request(toy_family, 1.0, make_row(random_mask(toy_family, 3), n=24))
@@ -44,7 +44,7 @@ def test_a_token_is_heard_while_the_row_still_runs(toy_family: ModelFamily) -> N
         assert len(heard) >= 1
         leash.let_go()
         result = await answer
-        assert [token for _, token in heard] == result.rows[0].token_ids
+        assert [token for _, token in heard] == [*result.rows[0].token_ids, None]
 
     with running_engine(toy_family, leash) as engine:
         asyncio.run(ask())

@@ -74,6 +74,7 @@ def test_a_form_is_answered_with_everything_the_wire_promises(client: TestClient
         "task": "asr-gr",
         "text": "turn on the light | male",
         "result": {"transcript": "turn on the light", "gender": "male"},
+        "no_speech": False,
         "audio": {"duration_s": 0.5, "truncated": False},
         "model": "toy",
         "head_mask": {"sha256": head_mask("asr-gr").sha256, "active_heads": 3, "num_heads": 8},

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import structlog
 
+from lalm.head_mask import ModelIdentity
 from service.app import create_app, serve, serve_app
 from service.settings import Settings
-from tests.fake_engine import FakeEngine, FakeFamily, write_masks
+from tests.fake_engine import IDENTITY, FakeEngine, FakeFamily, write_masks
 from tests.served import LIMIT_S, free_port, run, serving
 
 
@@ -45,9 +46,9 @@ def test_while_loading_the_service_is_alive_and_not_ready(settings: Settings, en
 
     class SlowFamily(FakeFamily):
         @property
-        def max_audio_s(self) -> float:  # type: ignore[override]
+        def identity(self) -> ModelIdentity:  # type: ignore[override]
             assert loading.wait(LIMIT_S)
-            return 30.0
+            return IDENTITY
 
     engine.family = SlowFamily()
 
