@@ -20,7 +20,7 @@ from service.errors import install_error_handlers
 from service.logging import configure_logging
 from service.mask_store import MaskStore
 from service.middleware import RequestMiddleware
-from service.routes import head_masks, health, metrics, tasks
+from service.routes import head_masks, health, metrics, openai, tasks
 from service.runtime import InferenceEngine, Loaded, Phase, Runtime
 from service.settings import Settings
 
@@ -70,7 +70,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
     # Checked by the middleware; this is for the page of the API.
     documented = [] if runtime.key_ring is None else [Depends(HTTPBearer(auto_error=False))]
     app.include_router(health.router)
-    for resource in (tasks, head_masks, metrics):
+    for resource in (tasks, head_masks, openai, metrics):
         app.include_router(resource.router, dependencies=documented)
     return app
 

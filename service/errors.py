@@ -5,6 +5,7 @@ service/inference/exceptions.py):
 
     ServiceError                   .param: the part of the request at fault, or None
     ├ MalformedBodyError           the body is not what its Content-Type says
+    ├ UnknownModelError            OpenAI's `model` names neither the model nor a task
     ├ UnknownTaskError             no mask file gives this task; the message names those that exist
     ├ UploadTimeoutError           the body took too long to arrive
     ├ UploadTooLargeError          more bytes than the limit, which the message names
@@ -74,6 +75,13 @@ class UploadTooLargeError(ServiceError):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the request body is larger than the limit of {limit_bytes} bytes", param="file")
         self.limit_bytes = limit_bytes
+
+
+class UnknownModelError(ServiceError):
+    """No model of this name; the message names those that exist."""
+
+    def __init__(self, name: str, *, known: Sequence[str]) -> None:
+        super().__init__(f"unknown model {name!r}; known are: {', '.join(known)}", param="model")
 
 
 class UploadTimeoutError(ServiceError):
@@ -159,6 +167,7 @@ class ErrorKind(NamedTuple):
 ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     MalformedBodyError: ErrorKind(400, "malformed_body"),
     UnknownTaskError: ErrorKind(404, "unknown_task"),
+    UnknownModelError: ErrorKind(404, "model_not_found"),
     UploadTimeoutError: ErrorKind(408, "upload_timeout"),
     UploadTooLargeError: ErrorKind(413, "upload_too_large"),
     UnsupportedBodyError: ErrorKind(415, "unsupported_body"),

@@ -21,7 +21,7 @@ class OpenAIErrorBody(BaseModel):
     type: str = Field(description="OpenAI's kind of error.", examples=["invalid_request_error"])
     param: str | None = Field(description="The part of the request at fault, or null.")
     code: str = Field(
-        description="The `type` that the error has on the other routes.", examples=["unknown_model"]
+        description="The `type` that the error has on the other routes.", examples=["model_not_found"]
     )
     request_id: str
 

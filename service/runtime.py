@@ -9,6 +9,7 @@ Everything here belongs to the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Loaded:
 class Runtime:
     """State of one service: settings, metrics, the audio workers, and what is loaded.
 
-    started: the application has begun to load. settled: loading is over, well or badly.
+    created_s: Unix time. started: the application has begun to load. settled: loading is over, well or badly.
     idle: no accepted request is unanswered. key_ring: None for a service that everybody may use.
 
     Raises:
@@ -74,6 +75,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.created_s = int(time.time())
         self.metrics = Metrics()
         self.key_ring = _key_ring(settings, self.metrics)
         self.phase = Phase.LOADING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -28,6 +29,7 @@ DISCARD_TIMEOUT_S = 2.0
 # Room for the boundaries and headers of a multipart body.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 MAX_PARTS = 8
+MAX_FIELDS = 32
 
 
 class Body:
@@ -103,6 +105,42 @@ async def read_recordings(request: Request, *, num_audios: int, max_bytes: int) 
     )
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form with one recording: the part `file`, and its fields as they were sent, in order."""
+
+    file: bytes
+    fields: list[tuple[str, str]]
+
+
+async def read_form(request: Request, *, max_bytes: int) -> Form:
+    """A form with one recording and fields beside it.
+
+    max_bytes: limit of the recording; a body beyond it is given up as soon as that is seen.
+
+    Raises:
+        UploadTooLargeError, MalformedBodyError, UnsupportedBodyError, InvalidParameterError,
+        ClientDisconnectedError.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
+        raise UnsupportedBodyError(
+            f"Content-Type {media_type!r} is not accepted; send multipart/form-data", param="Content-Type"
+        )
+    try:
+        form = await _parse(request, max_bytes + MULTIPART_OVERHEAD_BYTES, max_fields=MAX_FIELDS)
+    except ClientDisconnect:
+        raise ClientDisconnectedError("the client went away during the upload") from None
+    try:
+        files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+        if [name for name, _ in files] != [PART]:
+            raise InvalidParameterError(f"one part {PART!r} is needed, with a filename", param=PART)
+        fields = [(name, part) for name, part in form.multi_items() if isinstance(part, str)]
+        return Form(await files[0][1].read(), fields)
+    finally:
+        await form.close()
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body of a request, whatever its Content-Type.
 
@@ -134,17 +172,23 @@ async def _read_all(request: Request, max_bytes: int) -> bytes:
 
 
 async def _read_multipart(request: Request, num_audios: int, limit_bytes: int) -> list[bytes]:
-    async with aclosing(_limited(request, limit_bytes)) as stream:
-        parser = MultiPartParser(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
-        try:
-            form = await parser.parse()
-        except MultiPartException as error:
-            raise MalformedBodyError(f"not a multipart/form-data body: {error.message}") from error
+    form = await _parse(request, limit_bytes, max_fields=MAX_PARTS)
     try:
         files = _files(form, num_audios)
         return [await file.read() for file in files]
     finally:
         await form.close()
+
+
+async def _parse(request: Request, limit_bytes: int, *, max_fields: int) -> FormData:
+    """The parts of a form, kept in memory: the limit is there, and the disk may be read-only."""
+    async with aclosing(_limited(request, limit_bytes)) as stream:
+        parser = MultiPartParser(request.headers, stream, max_files=MAX_PARTS, max_fields=max_fields)
+        parser.spool_max_size = limit_bytes
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise MalformedBodyError(f"not a multipart/form-data body: {error.message}") from error
 
 
 def _files(form: FormData, num_audios: int) -> list[UploadFile]:

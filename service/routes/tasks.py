@@ -12,7 +12,7 @@ from service.answers import Question, answer_unless_disconnected, head_mask_info
 from service.catalogue import Catalogue, CatalogueEntry
 from service.deadline import Deadline, deadline_of
 from service.errors import InvalidParameterError
-from service.event_stream import EventStream, event, started
+from service.event_stream import DOCUMENTED, EventStream, event, started
 from service.preparation import limit_s, segment_s
 from service.runtime import Loaded, Runtime
 from service.schemas import (
@@ -73,7 +73,7 @@ _ANSWER_ERRORS = _NOT_READY | _errors(
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; or, streamed, events `delta` with new text, then `done` with the answer.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": DOCUMENTED,
     }
 }
 

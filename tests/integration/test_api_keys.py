@@ -71,7 +71,9 @@ def test_every_route_but_health_needs_a_key(client: TestClient, key: str) -> Non
         if path in ("/healthz", "/readyz"):
             assert response.status_code == 200
             continue
-        assert (response.status_code, response.json()["error"]["type"]) == (401, "missing_api_key"), path
+        error = response.json()["error"]
+        kind = error["code"] if path.startswith("/v1/") else error["type"]
+        assert (response.status_code, kind) == (401, "missing_api_key"), path
         assert response.headers["www-authenticate"] == "Bearer"
         assert response.json()["error"]["request_id"] == response.headers["x-request-id"]
 

@@ -30,6 +30,7 @@ EXPECTED: list[tuple[Exception, int]] = [
     (errors.LastTaskError("asr"), 409),
     (errors.HeadMasksReadOnlyError("read-only"), 409),
     (errors.ClientDisconnectedError("gone"), 499),
+    (errors.UnknownModelError("whisper-1", known=["asr"]), 404),
     (errors.DeadlineExceededError(1.5), 504),
     (errors.NotReadyError("loading", retry_after_s=2.2), 503),
     (ServiceError("secret"), 500),
