@@ -18,6 +18,7 @@ from service.masks_compile_cli import compile_mask
 from service.masks_making_cli import register_making
 from training.analysis.cli import analyse, assess
 from training.cli import evaluate, train
+from training.corpora.cli import prepare
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -74,6 +75,7 @@ def ahamask(
     ahamask run asr samples/*.wav               answer recordings without HTTP
     ahamask masks list                          the head masks there are
     ahamask keys new 'call centre'              make an API key
+    ahamask prepare librispeech ROOT            manifests of a public corpus
     ahamask train training/recipes/asr.toml     make a head mask
     ahamask evaluate training/recipes/asr.toml  measure it
     ahamask analyse masks/tiny-lalm             compare head masks
@@ -90,6 +92,7 @@ register_making(masks)
 masks.command("compile")(compile_mask)
 app.add_typer(masks, name="masks")
 app.add_typer(keys, name="keys")
+app.add_typer(prepare, name="prepare")
 app.command()(train)
 app.command()(evaluate)
 app.command()(assess)

@@ -3,7 +3,8 @@
 TrainingError
 ├ ConfigError        a recipe file: unreadable, an unknown key, a value that is not allowed
 ├ ManifestError      a data manifest, with file and line
-└ CheckpointError    a checkpoint that cannot be resumed
+├ CheckpointError    a checkpoint that cannot be resumed
+└ CorpusError        a public corpus: a file or folder that its layout has is missing, or cannot be read
 """
 
 from __future__ import annotations
@@ -35,3 +36,7 @@ class ManifestError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A training checkpoint is missing, or belongs to another recipe."""
+
+
+class CorpusError(TrainingError):
+    """A public corpus is not laid out as expected; the message names the file or folder."""
