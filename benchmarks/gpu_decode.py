@@ -20,6 +20,7 @@ class DecodeBatch:
     """Rows of the service that are prefilled and decode as long as they are told.
 
     head_masks: one a row. prompt_tokens: audio positions of each row. max_steps: decode steps at most.
+    packed: False to compute silenced heads too, where the service would not.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class DecodeBatch:
         head_masks: Sequence[HeadMask | None],
         prompt_tokens: int,
         max_steps: int,
+        *,
+        packed: bool = True,
     ) -> None:
         markers = sum(map(len, family.prompt_segments(None, 1)))
         length = prompt_tokens + markers
-        self._runner = ModelRunner(family, len(head_masks), length + max_steps + 2)
+        self._runner = ModelRunner(family, len(head_masks), length + max_steps + 2, packed=packed)
         self._rows = [
             EngineSequence(
                 row, "bench", "bench", head_mask, None, length, max_steps + 1, Times(0.0), slot=row
