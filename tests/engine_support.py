@@ -77,6 +77,10 @@ class Leash(NullObserver):
                 self._steps.release()
             await self.until(lambda target=target: len(self.decoded) >= target)
 
+    def allow_step(self) -> None:
+        """Let the engine go on behind one decode step, the one it stands at or the next."""
+        self._steps.release()
+
     def let_go(self) -> None:
         """Decode freely from now on."""
         self._free = True
