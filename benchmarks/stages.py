@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def serving(
 ) -> Iterator[tuple[httpx.Client, list[CatalogueEntry]]]:
     """The service on a free port of this machine, and a client for it."""
     config = EngineConfig(packed=packed, max_audio_cache_bytes=max_audio_cache_bytes)
-    app = create_app(Settings(port=0), Engine(family, config, NullObserver()))
+    app = create_app(Settings.from_environment(port=0), Engine(family, config, NullObserver()))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -112,8 +113,8 @@ def print_stages(
     """A row a task, a column a stage, in milliseconds."""
     limits = AudioLimits(max_bytes=2**30, max_duration_s=family.max_audio_s)
     waveforms = [decode_audio(recording, limits) for recording in recordings]
-    decode_ms = [median_ms(lambda it=it: decode_audio(it, limits), repeats) for it in recordings]
-    features_ms = [median_ms(lambda it=it: family.features(it), repeats) for it in waveforms]
+    decode_ms = [median_ms(partial(decode_audio, it, limits), repeats) for it in recordings]
+    features_ms = [median_ms(partial(family.features, it), repeats) for it in waveforms]
     print(f"\n| task | tokens | {' | '.join(STAGES)} |\n|{'---|' * (len(STAGES) + 2)}")
     for entry in tasks:
         rows: list[tuple[float, ...]] = []
@@ -151,20 +152,22 @@ def print_generate(
     family: ModelFamily, folder: str, tasks: list[CatalogueEntry], recordings: list[bytes], repeats: int
 ) -> None:
     """transformers' generate on the audio alone, under each task's gate, with its own processor."""
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     text = f"{processor.audio_bos_token}{processor.audio_token}{processor.audio_eos_token}"
     limits = AudioLimits(max_bytes=2**30, max_duration_s=family.max_audio_s)
+
+    model: Any = family.model
 
     def generate(entry: CatalogueEntry, recording: bytes) -> None:
         waveform = decode_audio(recording, limits)
         inputs = processor(text=text, audio=[waveform], sampling_rate=16_000, return_tensors="pt")
         gate = gate_tensor([entry.head_mask], family.identity.num_layers, family.identity.num_heads)
         with gating(family.decoder, gate), torch.no_grad():
-            family.model.generate(**inputs, max_new_tokens=entry.task.max_new_tokens, do_sample=False)
+            model.generate(**inputs, max_new_tokens=entry.task.max_new_tokens, do_sample=False)
 
     print("\n| transformers generate | ms |\n|---|---|")
     for entry in tasks:
-        medians = [median_ms(lambda entry=entry, it=it: generate(entry, it), repeats) for it in recordings]
+        medians = [median_ms(partial(generate, entry, it), repeats) for it in recordings]
         print(f"| {entry.task.name} | {statistics.median(medians):.1f} |", flush=True)
 
 
