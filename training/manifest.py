@@ -151,7 +151,7 @@ def _is_one_object(text: str) -> bool:
     first = next((line for line in text.splitlines() if line.strip()), "")
     try:
         value = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return first.strip() == "{" or '"annotation"' in first
     return isinstance(value, dict) and "annotation" in value
 
@@ -162,16 +162,20 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(path, number, f"not JSON: {error}") from error
 
 
 def _annotations(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """The members of "annotation", each with the line it starts in."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ManifestError(path, error.lineno, f"not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(path, 1, f"not JSON: {error}") from error
+    if not isinstance(content, dict) or '"annotation"' not in text:
+        raise ManifestError(path, 1, 'not an object with the key "annotation"')
     if set(content) != {"annotation"} or not isinstance(content["annotation"], list):
         reason = 'the only key is "annotation", a list; found ' + ", ".join(sorted(content))
         raise ManifestError(path, 1, reason)
@@ -182,6 +186,20 @@ def _annotations(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             position += 1
         yield text.count("\n", 0, position) + 1, value
         _, position = decoder.raw_decode(text, position)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"a key stands twice among {', '.join(content)}")
+    return content
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be read
+        return False
 
 
 def _example(path: Path, line: int, value: object, task: TaskSpec, name: str) -> Example:
@@ -200,7 +218,7 @@ def _example(path: Path, line: int, value: object, task: TaskSpec, name: str) ->
             raise ManifestError(path, line, f"text {text!r} is not an answer of task {task.name!r}")
     files = [path.parent / file for file in entry.files]
     for file in files:
-        if not file.is_file():
+        if not _is_file(file):
             raise ManifestError(path, line, f"there is no file {file}")
     if task.num_audios == 1 and entry.paths is None:
         recordings: tuple[tuple[Path, ...], ...] = (tuple(files),)
