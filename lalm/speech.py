@@ -10,6 +10,7 @@ Source: https://webrtc.googlesource.com/src/+/refs/heads/main/common_audio/vad/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import webrtcvad
@@ -35,7 +36,9 @@ _LEVEL_SAMPLES = SAMPLE_RATE_HZ * 25 // 1000
 _FRAME_SAMPLES = SAMPLE_RATE_HZ // 100
 _FRAME_S = 0.01
 _INCLUSIVE, _STRICT = 1, 2  # aggressiveness of the detector, 0 to 3
-_MIN_PIECE_S = 0.25
+_MIN_PIECE_FRAMES = 25
+# A pause of this part of the longest piece always cuts: two short sentences are not one.
+_LONG_PAUSE = 1 / 8
 _PAD_S = 0.15
 
 
@@ -55,6 +58,13 @@ class Span:
         return self.end / SAMPLE_RATE_HZ
 
 
+class _Pause(NamedTuple):
+    """Frames without speech in a stretch."""
+
+    length: int
+    middle: int
+
+
 def is_audible(waveform: NDArray[np.float32]) -> bool:
     """Whether anything in float32 [num_samples] at 16 kHz is above AUDIBLE_DBFS."""
     return bool(_levels_dbfs(waveform).max() >= AUDIBLE_DBFS)
@@ -71,8 +81,9 @@ def has_speech(waveform: NDArray[np.float32]) -> bool:
 def split_at_pauses(waveform: NDArray[np.float32], max_piece_s: float) -> list[Span]:
     """Stretches of speech, each at most `max_piece_s` long, in order.
 
-    What is longer is cut in the middle of its longest pause, and its parts again; where there is no pause,
-    where it is quietest. Silence around a piece is left out, but for 150 ms. No speech, no piece.
+    What is longer, or has a pause of an eighth of that, is cut in the middle of its longest pause, and its
+    parts again; what is too long and has no pause, where it is quietest. Silence around a piece is left out,
+    but for 150 ms. No speech, no piece.
 
     waveform: float32 [num_samples] at 16 kHz.
     """
@@ -85,10 +96,12 @@ def split_at_pauses(waveform: NDArray[np.float32], max_piece_s: float) -> list[S
         start, end = _trimmed(voiced, *pending.pop())
         if start == end:
             continue
-        if end - start <= max_frames:
+        pause = _longest_pause(voiced[start:end])
+        long_pause = pause is not None and pause.length >= _LONG_PAUSE * max_frames
+        if end - start <= max_frames and not long_pause:
             spans.append(Span(start * _FRAME_SAMPLES, min(end * _FRAME_SAMPLES, len(waveform))))
         else:
-            cut = _best_cut(voiced[start:end], levels[start:end], max_frames) + start
+            cut = start + (pause.middle if pause else _quietest(levels[start:end], max_frames))
             pending += [(start, cut), (cut, end)]
     return sorted(spans, key=lambda span: span.start)
 
@@ -102,19 +115,24 @@ def _trimmed(voiced: NDArray[np.bool_], start: int, end: int) -> tuple[int, int]
     return max(start, start + int(found[0]) - pad), min(end, start + int(found[-1]) + 1 + pad)
 
 
-def _best_cut(voiced: NDArray[np.bool_], levels_db: NDArray[np.float64], max_frames: int) -> int:
-    """The frame at which to cut a stretch that is longer than `max_frames`, away from its ends."""
-    margin = min(int(_MIN_PIECE_S / _FRAME_S), max_frames // 2)
-    inner = voiced[margin : len(voiced) - margin]
+def _longest_pause(voiced: NDArray[np.bool_]) -> _Pause | None:
+    """The longest stretch without speech that is not at an end, if there is one."""
+    inner = voiced[_MIN_PIECE_FRAMES : len(voiced) - _MIN_PIECE_FRAMES]
     edges = np.flatnonzero(np.diff(np.concatenate(([True], inner, [True])).astype(np.int8)))
+    if len(edges) == 0:
+        return None
     starts, ends = edges[::2], edges[1::2]
-    if len(starts):
-        longest = int(np.argmax(ends - starts))
-        return margin + int(starts[longest] + ends[longest]) // 2
-    # The quietest of the last half that a piece may have; smoothed, for a consonant is no pause.
-    smooth = np.convolve(levels_db, np.ones(5) / 5, mode="same")
-    first = max(margin, max_frames // 2)
-    return first + int(np.argmin(smooth[first : min(max_frames, len(smooth) - margin)]))
+    longest = int(np.argmax(ends - starts))
+    start, end = int(starts[longest]), int(ends[longest])
+    return _Pause(length=end - start, middle=_MIN_PIECE_FRAMES + (start + end) // 2)
+
+
+def _quietest(levels_db: NDArray[np.float64], max_frames: int) -> int:
+    """The quietest frame in the last half that a piece may have, away from the end of the stretch."""
+    smooth = np.convolve(levels_db, np.ones(5) / 5, mode="same")  # for a consonant is no pause
+    first = max_frames // 2
+    last = min(max_frames, max(first + 1, len(smooth) - _MIN_PIECE_FRAMES))
+    return first + int(np.argmin(smooth[first:last]))
 
 
 def _voiced(waveform: NDArray[np.float32], aggressiveness: int) -> NDArray[np.bool_]:
