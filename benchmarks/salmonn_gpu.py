@@ -64,6 +64,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="the small shape, float32 on the CPU")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--quantize", choices=["int8", "int4"])
     parser.add_argument(
         "--mask", type=Path, help="a published mask; without one, a random one as dense as asr's"
     )
@@ -90,6 +91,7 @@ def _measure(model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU",
         "dtype": options.dtype,
+        "quantize": options.quantize or "no",
         "weights on disk, GiB": round(sum(path.stat().st_size for path in weights) / GIB, 2),
         "largest file, GiB": round(max(path.stat().st_size for path in weights) / GIB, 2),
         "fingerprint, s": round(time.perf_counter() - start_s, 2),
@@ -107,6 +109,7 @@ def _measure(model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
         masks_dir=masks_dir,
         device=options.device,
         dtype=options.dtype,
+        quantize=options.quantize,
         max_slots=max(options.clients),
     )
     app = create_app(settings)

@@ -24,14 +24,14 @@ def load_salmonn(file: ModelFile, name: str, placement: Placement) -> ModelFamil
 
 
 def identify_salmonn(file: ModelFile, name: str) -> ModelIdentity:
-    """Which SALMONN a model file names; loads no weights.
+    """Which SALMONN a model file names; loads no weights, and needs no extra.
 
     Raises:
-        ModelError: a part is not there or cannot be read, or the extra `salmonn` is not installed.
+        ModelError: a key of the file is wrong, or a part is not there or cannot be read.
     """
-    with _extra():
-        from lalm.families.salmonn.load import identify
-    return identify(file, name)
+    from lalm.families.salmonn.parts import open_parts
+
+    return open_parts(file).identity(name)
 
 
 @contextmanager

@@ -22,18 +22,8 @@ from lalm.families.salmonn.hearing import Hearing
 from lalm.families.salmonn.parts import Part, Parts, open_parts
 from lalm.families.salmonn.tokenizer import Tokenizer
 from lalm.family import ModelFamily
-from lalm.head_mask import ModelIdentity
 
 log = logging.getLogger(__name__)
-
-
-def identify(model_file: ModelFile, name: str) -> ModelIdentity:
-    """Which model `model_file` names; loads no weights.
-
-    Raises:
-        ModelError: a key of the file is wrong, or a part is not there or cannot be read.
-    """
-    return open_parts(model_file).identity(name)
 
 
 def load(model_file: ModelFile, name: str, placement: Placement) -> ModelFamily:

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
     path.write_text("family = 'salmon'")
     assert_refused("family 'salmon' is not supported; supported: salmonn", path)
     assert_refused("a model file has no revision 'v1'", path, revision="v1")
+
+
+@pytest.mark.parametrize("package", ["peft", "sentencepiece"])
+def test_without_the_extra_a_model_is_told_but_not_loaded(
+    package: str, family: ModelFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("load", "decoder", "tokenizer"):
+        monkeypatch.delitem(sys.modules, f"lalm.families.salmonn.{module}", raising=False)
+    assert identify(MODEL_FILE) == family.identity
+    assert_refused(rf"SALMONN needs {package}: pip install 'ahamask\[salmonn\]'", MODEL_FILE)
 
 
 def test_hub_ids_are_fetched_in_the_format_they_have(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
