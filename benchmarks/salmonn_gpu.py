@@ -130,7 +130,13 @@ def _measure(model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def _mask_file(identity: ModelIdentity, options: argparse.Namespace) -> MaskFile:
     task = TaskSpec.model_validate(
-        {"name": "asr", "title": "ASR", "output": {"kind": "text"}, "max_new_tokens": options.tokens}
+        {
+            "name": "asr",
+            "title": "ASR",
+            "output": {"kind": "text"},
+            "max_new_tokens": options.tokens,
+            "needs_speech": False,  # the recordings are noise
+        }
     )
     if options.mask is not None:
         return to_mask_file(options.mask, task, identity)
