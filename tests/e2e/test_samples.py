@@ -1,0 +1,70 @@
+"""The recordings of samples/ through the service, with the embedded model and its shipped head masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+from training.tiny.samples import ENCODINGS, as_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "samples"
+EXPECTED: list[dict[str, Any]] = json.loads((SAMPLES / "expected.json").read_text(encoding="utf-8"))
+FILES = sorted({entry["file"] for entry in EXPECTED})
+MASKS_DIR = ROOT / "masks" / "tiny-lalm"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    app = create_app(Settings(masks_dir=MASKS_DIR))
+    with TestClient(app) as client:
+        assert client.portal is not None
+        client.portal.call(app.state.runtime.settled.wait)
+        yield client
+
+
+def expected_of(file: str) -> dict[str, Any]:
+    return {entry["task"]: entry["result"] for entry in EXPECTED if entry["file"] == file}
+
+
+def results(client: TestClient, content: bytes, file: str) -> dict[str, Any]:
+    """What every task answers to one upload."""
+    response = client.post(f"/tasks?tasks={','.join(expected_of(file))}", files={"file": content})
+    assert response.status_code == 200, response.text
+    return {task: answer["result"] for task, answer in response.json()["results"].items()}
+
+
+def test_every_recording_has_an_answer_of_every_shipped_task() -> None:
+    shipped = {path.stem for path in MASKS_DIR.glob("*.json")}
+    assert sorted(path.name for path in SAMPLES.glob("*.wav")) == FILES
+    assert len(FILES) >= 8
+    assert all(set(expected_of(file)) == shipped for file in FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_task_answers_it_right(client: TestClient, file: str) -> None:
+    assert results(client, (SAMPLES / file).read_bytes(), file) == expected_of(file)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_raw_body_is_answered_alike(client: TestClient, file: str) -> None:
+    content, headers = (SAMPLES / file).read_bytes(), {"Content-Type": "audio/wav"}
+    response = client.post("/tasks/asr", content=content, headers=headers)
+    assert response.json()["result"] == expected_of(file)["asr"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding[0])
+@pytest.mark.parametrize("file", FILES)
+def test_other_formats_are_answered_alike(
+    client: TestClient, file: str, encoding: tuple[str, str, int]
+) -> None:
+    wave, _ = soundfile.read(SAMPLES / file, dtype="float32")
+    assert results(client, as_file(wave, *encoding), file) == expected_of(file)
