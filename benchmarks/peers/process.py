@@ -8,13 +8,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 
 from benchmarks.peers.peer import PeerError
 
 START_TIMEOUT_S = 400.0
+_STOP_TIMEOUT_S = 10.0
 
 
 def free_port() -> int:
@@ -68,10 +71,18 @@ class ServerProcess:
         return " | ".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after ten seconds."""
+        """SIGTERM, and after ten seconds SIGKILL for what is left, children too."""
+        try:
+            children = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            children = []
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait()
+        _, alive = psutil.wait_procs(children, timeout=1.0)
+        for child in alive:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()

@@ -3,10 +3,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from benchmarks.jobs import REPOSITORY, SAMPLES, Job, load_expected, load_recordings, load_tasks
@@ -23,6 +26,13 @@ def job() -> Job:
     recording = load_recordings(SAMPLES)[0]
     tasks = load_tasks(REPOSITORY / "masks" / "tiny-lalm", REPOSITORY / "training" / "recipes")
     return Job(recording, recording.name, next(task for task in tasks if task.name == "gr"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 def body(text: str) -> dict[str, Any]:
@@ -88,6 +98,17 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="ended with code 1: no port"):
         asyncio.run(server.wait_until("http://127.0.0.1:1/"))
     server.stop()
+
+
+def test_a_server_takes_its_children_with_it(tmp_path: Path) -> None:
+    child = "import time; print('up', flush=True); time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    server = ServerProcess([sys.executable, "-c", code], tmp_path / "log", {})
+    parent = psutil.Process(server.pid)
+    wait_until(lambda: "up" in server.log_end())
+    (process,) = parent.children(recursive=True)
+    server.stop()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_the_machine_is_described() -> None:
