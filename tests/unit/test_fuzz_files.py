@@ -56,7 +56,7 @@ def test_any_mask_file_is_read_or_refused(content: bytes) -> None:
     check_mask_file(content)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(content=st.one_of(changed(ANNOTATION), changed({"annotation": [ANNOTATION]}), st.binary(max_size=64)))
 def test_any_manifest_is_read_or_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.wav").touch()
