@@ -20,6 +20,7 @@ from service.inference.request import EngineRequest, RowRequest, RowResult
 from service.preparation import Heard, Prepared, prepare
 from service.runtime import Loaded, Runtime
 from service.schemas import AudioInfo, HeadMaskInfo, Segment, TaskAnswer, TimingsMs, Usage
+from service.submission import submit_in_batches
 
 if TYPE_CHECKING:
     from lalm.head_mask import HeadMask
@@ -107,7 +108,13 @@ async def _answers(question: Question, on_text: Callable[[str], None] | None) ->
     audio_s = time.perf_counter() - start_s
     runtime.metrics.observe_audio(duration_s=prepared.duration_s, decoding_s=audio_s)
     rows = await answer_prepared(
-        loaded, entries, prepared, request_id, with_scores=question.with_scores, on_text=on_text
+        loaded,
+        entries,
+        prepared,
+        request_id,
+        max_rows=runtime.settings.max_slots,
+        with_scores=question.with_scores,
+        on_text=on_text,
     )
     return [
         _answer(loaded, entry, prepared, heard, rows_of_entry, request_id, audio_s)
@@ -121,10 +128,14 @@ async def answer_prepared(
     prepared: Prepared,
     request_id: str,
     *,
+    max_rows: int,
+    patient: bool = False,
     with_scores: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> list[list[RowResult]]:
-    """For each entry, what the engine says to each piece that its task hears: one batch.
+    """For each entry, what the engine says to each piece that its task hears.
+
+    max_rows, patient: as for `submit_in_batches`.
 
     Raises:
         InferenceError: the engine refused or failed the request.
@@ -143,7 +154,7 @@ async def answer_prepared(
         )
         for index, (piece, numbers) in enumerate(zip(prepared.pieces, listeners, strict=True))
     ]
-    results = await loaded.engine.submit_together(requests) if requests else []
+    results = await submit_in_batches(loaded.engine, requests, max_rows=max_rows, patient=patient)
     return [
         [results[piece].rows[listeners[piece].index(number)] for piece in heard.pieces]
         for number, heard in enumerate(prepared.heard)

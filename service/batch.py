@@ -39,10 +39,10 @@ async def answer_files(
 
     loaded: with its engine running.
     on_answer: called with each answer, in the order of the groups.
-    max_in_flight: groups decoded or in the engine at a time; no more than it takes without refusing.
+    max_in_flight: groups decoded or in the engine at a time, and rows of one of them.
     """
     places = asyncio.Semaphore(max_in_flight)
-    answers = [asyncio.create_task(_answer(loaded, entry, group, places)) for group in groups]
+    answers = [asyncio.create_task(_answer(loaded, entry, group, places, max_in_flight)) for group in groups]
     num_failed = 0
     try:
         for answer in answers:
@@ -56,14 +56,18 @@ async def answer_files(
 
 
 async def _answer(
-    loaded: Loaded, entry: CatalogueEntry, files: Sequence[Path], places: asyncio.Semaphore
+    loaded: Loaded,
+    entry: CatalogueEntry,
+    files: Sequence[Path],
+    places: asyncio.Semaphore,
+    max_rows: int,
 ) -> FileAnswer:
     async with places:
         try:
             job = partial(prepare, loaded.engine.family, loaded.audio_limits, [entry.task], files)
             prepared = await asyncio.to_thread(job)
             name = " ".join(str(file) for file in files)
-            (rows,) = await answer_prepared(loaded, [entry], prepared, name)
+            (rows,) = await answer_prepared(loaded, [entry], prepared, name, max_rows=max_rows, patient=True)
         except (LalmError, InferenceError) as error:
             return FileAnswer(files, error=error)
     text = joined_text(rows)
