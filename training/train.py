@@ -38,7 +38,7 @@ from training.selection import Measure, is_stale, validate
 from training.splits import subset
 from training.step import Stepper, step_batch_size
 
-__all__ = ["load_configured_family", "subset", "train"]
+__all__ = ["fresh_state", "load_configured_family", "subset", "train"]
 
 
 def train(
@@ -106,14 +106,15 @@ class _Job:
 def _train_seed(job: _Job, *, resume: bool) -> Selected | None:
     """Train with the seed of `job`; returns what is to be kept, nothing if every head mask was empty."""
     recipe = recipe_of(job.config, job.family, job.data, job.processes)
-    state = _fresh_state(job.config, job.family)
+    state = fresh_state(job.config, job.family)
     if resume:
         state.restore(job.config.run_folder, recipe)
     _run(job, state, recipe)
     return state.selected
 
 
-def _fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
+def fresh_state(config: TrainConfig, family: ModelFamily) -> TrainState:
+    """What a training starts with: the first logits of its seed, or of the head mask it goes on from."""
     optim = config.optim
     mask_logits = MaskLogits(
         family.identity.num_layers,
