@@ -28,6 +28,7 @@ import soundfile as sf
 import torch
 from fastapi.testclient import TestClient
 
+from benchmarks.jobs import SAMPLES
 from benchmarks.random_salmonn import SALMONN_7B, SALMONN_13B, SMALL, write_random_salmonn
 from lalm.families import identify
 from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
@@ -111,6 +112,7 @@ def _measure(model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
         dtype=options.dtype,
         quantize=options.quantize,
         max_slots=max(options.clients),
+        max_audio_cache_bytes=0,  # each round sends the same recordings
     )
     app = create_app(settings)
     start_s = time.perf_counter()
@@ -181,7 +183,10 @@ def _serve(client: TestClient, num_clients: int, options: argparse.Namespace) ->
 
 
 def _recording(audio_s: float, seed: list[int]) -> bytes:
-    samples = np.random.default_rng(seed).normal(0, 0.05, round(16_000 * audio_s))
+    """A sample over and over, and noise; noise alone would be taken for silence and not reach the model."""
+    speech, _ = sf.read(next(iter(sorted(SAMPLES.glob("*.wav")))), dtype="float32")
+    num_samples = round(16_000 * audio_s)
+    samples = np.resize(speech, num_samples) + np.random.default_rng(seed).normal(0, 1e-3, num_samples)
     buffer = io.BytesIO()
     sf.write(buffer, samples, 16_000, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

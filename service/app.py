@@ -49,7 +49,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
         from service.loading import complete, load
 
         loaded = load(settings, runtime.metrics) if engine is None else complete(settings, engine)
-        loaded.engine.start()
+        loaded.engine.start(entry.head_mask for entry in loaded.catalogue)
         return loaded
 
     @asynccontextmanager

@@ -135,7 +135,7 @@ def run(
         raise typer.BadParameter(f"task {task!r} takes files in groups of {num_audios}, not {len(files)}")
     groups = [files[start : start + num_audios] for start in range(0, len(files), num_audios)]
     show = partial(_print, task=task, as_json=as_json, named=len(groups) > 1)
-    loaded.engine.start()
+    loaded.engine.start([entry.head_mask])
     try:
         num_failed = asyncio.run(answer_files(loaded, entry, groups, show, max_in_flight=settings.max_slots))
     finally:

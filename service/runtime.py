@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from lalm.family import ModelFamily
+    from lalm.head_mask import HeadMask
     from service.inference.request import EngineRequest, EngineResult
 
 RETRY_AFTER_FULL_S = 1.0
@@ -48,7 +49,7 @@ class InferenceEngine(Protocol):
     def family(self) -> ModelFamily: ...
     @property
     def ready(self) -> bool: ...
-    def start(self) -> None: ...
+    def start(self, head_masks: Iterable[HeadMask] = ()) -> None: ...
     def drain(self, timeout_s: float) -> bool: ...
     def stop(self) -> None: ...
     async def submit_together(self, requests: list[EngineRequest]) -> list[EngineResult]: ...

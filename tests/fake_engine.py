@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class FakeEngine:
         self.cancelled = threading.Event()
         self.release = asyncio.Event()
 
-    def start(self) -> None:
+    def start(self, head_masks: Iterable[HeadMask] = ()) -> None:
         self.ready = True
 
     def drain(self, timeout_s: float) -> bool:

@@ -1,4 +1,7 @@
-"""This project's service, with the settings a user gets."""
+"""This project's service, with the settings a user gets, but that no encoded audio is kept.
+
+Workloads send the same recordings many times, which the peers encode every time.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class ServicePeer:
         port = free_port()
         command = [sys.executable, str(REPOSITORY / "ahamask.py"), "serve"]
         command += ["--model", str(self._checkpoint), "--port", str(port)]
-        self._server = ServerProcess(command, self._logs / "ahamask.log", {"AHAMASK_LOG_LEVEL": "warning"})
+        environment = {"AHAMASK_LOG_LEVEL": "warning", "AHAMASK_MAX_AUDIO_CACHE_BYTES": "0"}
+        self._server = ServerProcess(command, self._logs / "ahamask.log", environment)
         await self._server.wait_until(f"http://127.0.0.1:{port}/readyz")
         self._client = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=None, limits=httpx.Limits(max_connections=None)

@@ -69,6 +69,9 @@ class ForwardPass(Protocol):
     takes_parts: bool
     takes_trees: bool
 
+    def prepare(self, head_masks: Sequence[HeadMask]) -> None:
+        """Make what rows under these head masks will need, so that the first of them need not wait for it."""
+
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
         """Run parts of prompts; a row's first one makes its slot its own.
 

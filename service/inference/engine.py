@@ -17,10 +17,12 @@ import asyncio
 import itertools
 import threading
 import time
+from collections.abc import Iterable
 
 import structlog
 
 from lalm.family import ModelFamily
+from lalm.head_mask import HeadMask
 from service.inference.audio_cache import AudioCache
 from service.inference.config import EngineConfig, Phase
 from service.inference.exceptions import EngineStoppedError
@@ -62,6 +64,7 @@ class Engine:
         self._sequence_ids = itertools.count()
         self._phase = Phase.NEW
         self._failure: BaseException | None = None
+        self._expected_head_masks: tuple[HeadMask, ...] = ()
         self._changed = threading.Condition()  # its lock guards everything above
         self._steps = Steps(
             self._runner,
@@ -90,8 +93,10 @@ class Engine:
         """Rows in slots."""
         return self._scheduler.num_running
 
-    def start(self) -> None:
+    def start(self, head_masks: Iterable[HeadMask] = ()) -> None:
         """Start the thread and return once the model has run through every stage. Blocks.
+
+        head_masks: those that most rows will come with; the first of them is then as fast as later ones.
 
         Raises:
             RuntimeError: started before.
@@ -101,6 +106,7 @@ class Engine:
             if self._phase is not Phase.NEW:
                 raise RuntimeError(f"the engine is {self._phase.value}")
             self._phase = Phase.STARTING
+            self._expected_head_masks = tuple(head_masks)
             self._thread.start()
             self._changed.wait_for(lambda: self._phase is not Phase.STARTING)
             if self._failure is not None:
@@ -169,7 +175,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._runner.warm_up()
+            self._runner.warm_up(self._expected_head_masks)
             with self._changed:
                 if self._phase is Phase.STARTING:
                     self._phase = Phase.READY

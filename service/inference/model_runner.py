@@ -7,6 +7,7 @@ behind it. Each row is under its own head mask. The decoder runs in one of two w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.family import AudioFeatures, ModelFamily
+from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk, ForwardPass
 from service.inference.kv_cache import KvCache
 from service.inference.label_scores import label_scores
@@ -75,8 +77,13 @@ class ModelRunner:
             self._pass = PaddedPass(family, self._cache, max_slots)
         self.takes_parts: bool = self._pass.takes_parts
 
-    def warm_up(self) -> None:
-        """One second of silence through every stage; on a GPU, all the memory the cache may need is taken."""
+    @torch.inference_mode()
+    def warm_up(self, head_masks: Iterable[HeadMask] = ()) -> None:
+        """One second of silence through every stage; on a GPU, all the memory the cache may need is taken.
+
+        head_masks: those that most rows will come with.
+        """
+        self._pass.prepare(list(head_masks))
         if self._family.device.type == "cuda":
             self._cache.reserve(self._max_slots, self.max_sequence_tokens)
         features = self._family.features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))

@@ -36,6 +36,11 @@ class PackedPass:
         self.takes_parts = self.takes_trees = True
         self._embed_tokens: nn.Module = decoder.get_input_embeddings()
 
+    def prepare(self, head_masks: Sequence[HeadMask]) -> None:
+        """See `ForwardPass`."""
+        for head_mask in (None, *head_masks):
+            self._decoder.slices.of(head_mask)
+
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
         """See `ForwardPass`."""
         order = _by_head_mask(chunks)
@@ -63,7 +68,7 @@ class PackedDecoder:
         self._head_dim: int = attentions[0].head_dim
         self._scale: float = attentions[0].scaling
         self._like = torch.empty(1, config.num_key_value_heads, 0, self._head_dim)
-        self._slices = HeadSlices(attentions, config.num_attention_heads, self._head_dim)
+        self.slices = HeadSlices(attentions, config.num_attention_heads, self._head_dim)
         probe = torch.zeros(1, 1, config.hidden_size)
         cos, sin = decoder.rotary_emb(probe, torch.arange(max_positions)[None])
         half = self._head_dim // 2
@@ -95,10 +100,10 @@ class PackedDecoder:
         for head_mask, members in groupby(chunks, key=lambda chunk: chunk.head_mask):
             of_mask = list(members)
             stop = start + sum(chunk.length for chunk in of_mask)
-            groups.append(Group(of_mask, self._slices.of(head_mask), start, stop))
+            groups.append(Group(of_mask, self.slices.of(head_mask), start, stop))
             start = stop
         if len(groups) > 1 and all(chunk.length == chunk.num_outputs == 1 for chunk in chunks):
-            whole = self._slices.of(None)
+            whole = self.slices.of(None)
             num_weights = sum(part.num_bytes for part in whole)
             shares = [sum(part.num_bytes for part in group.slices) / num_weights for group in groups]
             sliced_cost = sum(

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
+from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk
 from service.inference.kv_cache import Decode, KvCache, Prefill, select_rows
 
@@ -39,6 +40,9 @@ class PaddedPass:
         self._layer_types, self._window = _attention_layers(family.decoder.config)
         self.takes_parts = False
         self.takes_trees = self._window is None
+
+    def prepare(self, head_masks: Sequence[HeadMask]) -> None:
+        """See `ForwardPass`. A gate is all that a head mask needs here, and rows bring their own."""
 
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
         """See `ForwardPass`."""

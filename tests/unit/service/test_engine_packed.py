@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,12 +19,12 @@ from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk
-from service.inference.head_slices import HeadSlices
+from service.inference.head_slices import HeadSlices, LayerSlice
 from service.inference.kv_cache import KvCache
 from service.inference.model_runner import ModelRunner
 from service.inference.packed import PackedDecoder, PackedPass
 from service.inference.packed_check import can_pack
-from tests.engine_support import FamilyWith, random_mask
+from tests.engine_support import FamilyWith, make_request, make_row, random_mask, running_engine
 from tests.toy import write_toy_checkpoint
 
 NUM_SLOTS, NUM_POSITIONS = 4, 40
@@ -144,6 +147,28 @@ def test_slices_of_many_head_masks_stay_within_their_memory(toy_family: ModelFam
     assert slices.of(masks[0]) is first  # the latest but two
     again = slices.of(masks[1])
     assert torch.equal(again[0].qkv, HeadSlices(attentions, 8, 8).of(masks[1])[0].qkv)
+
+
+def test_head_masks_that_are_expected_are_prepared(toy_family: ModelFamily) -> None:
+    masks = [random_mask(toy_family, seed) for seed in range(3)]
+    made: list[HeadMask | None] = []
+    make = HeadSlices._slice
+
+    def count(self: HeadSlices, *args: Any) -> LayerSlice:
+        made.append(None)
+        return make(self, *args)
+
+    with patch.object(HeadSlices, "_slice", count):
+        runner = ModelRunner(toy_family, 2, 64)
+        runner.warm_up(masks)
+        num_layers = toy_family.identity.num_layers
+        assert len(made) == num_layers * (
+            1 + 1 + len(masks)
+        )  # the check's own, the plain model, each of them
+        with running_engine(toy_family) as engine:
+            made.clear()
+            asyncio.run(engine.submit(make_request(toy_family, 0.5, make_row(masks[0], n=2))))
+        assert len(made) == num_layers
 
 
 def test_where_the_packed_pass_is_used(toy_family: ModelFamily, tmp_path: Path) -> None:
