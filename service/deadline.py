@@ -12,8 +12,6 @@ from fastapi import Header, Request
 from service.errors import DeadlineExceededError
 from service.runtime import Runtime
 
-HEADER = "X-Request-Timeout"
-
 
 class Deadline:
     """A point in the time of the running event loop, `timeout_s` after a request's first byte."""
