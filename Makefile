@@ -57,6 +57,11 @@ evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 results: $(VENV)/.dev ## The paper's findings on the embedded model: docs/results.md (ARGS=--force: all anew)
 	$(BIN)/python -m training.analysis.results $(RECIPES) $(ARGS)
 
+peers: $(PEERS)/.installed ## What `make bench` compares with: LitServe and transformers' server, in .venv-peers
+
+bench: $(VENV)/.dev ## The service beside its peers: tables and figures in benchmarks/results (ARGS='--quick')
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
 samples: $(VENV)/.synthesis ## Synthesise samples/ and their expected answers
 	$(BIN)/python -m training.tiny.samples
 

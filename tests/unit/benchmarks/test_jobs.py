@@ -62,10 +62,11 @@ def test_a_fresh_recording_sounds_the_same_and_has_other_bytes(recordings: list[
 def test_jobs_hang_on_the_seed_alone_and_share_out_evenly(
     recordings: list[Recording], tasks: list[Task]
 ) -> None:
-    jobs = mixed_jobs(recordings, tasks, 112, seed=3)
-    again = mixed_jobs(recordings, tasks, 112, seed=3, first=500)
+    count = 2 * len(recordings) * len(tasks)
+    jobs = mixed_jobs(recordings, tasks, count, seed=3)
+    again = mixed_jobs(recordings, tasks, count, seed=3, first=500)
     assert [(job.source, job.task.name) for job in jobs] == [(job.source, job.task.name) for job in again]
     assert {job.recording.content for job in jobs}.isdisjoint(job.recording.content for job in again)
     assert set(Counter((job.source, job.task.name) for job in jobs).values()) == {2}
-    other = mixed_jobs(recordings, tasks, 112, seed=4)
+    other = mixed_jobs(recordings, tasks, count, seed=4)
     assert [job.task.name for job in other] != [job.task.name for job in jobs]
