@@ -11,7 +11,6 @@ most, also where a model takes longer recordings in pieces.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,11 @@ from transformers import PreTrainedModel
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.audio_input import AudioInput
 from lalm.errors import EmptyAudioError
+from lalm.families.end_of_text import eos_token_ids
 from lalm.families.hf_features import WINDOW_S
 from lalm.families.hf_models import HfModel
 from lalm.families.hf_prompts import ChatTokens
+from lalm.families.prompt_embeds import prompt_embeds
 from lalm.family import AudioFeatures
 from lalm.head_mask import ModelIdentity
 
@@ -44,7 +45,8 @@ class HfFamily:
         self.lm_head: nn.Module = model.get_output_embeddings()
         self.max_audio_s: float = min(float(WINDOW_S), float(extractor.chunk_length))
         self.audio_input = AudioInput()
-        self.eos_token_ids = _eos_token_ids(model, tokens.tokenizer)
+        configs = (model.generation_config, model.config, model.config.get_text_config())
+        self.eos_token_ids = eos_token_ids(tokens.tokenizer, configs)
         self._kind = kind
         self._extractor = extractor
         self._tokens = tokens
@@ -105,16 +107,9 @@ class HfFamily:
             raise ValueError(f"the chat template has {len(segments) - 1} places for {num_audios} audios")
         return [self.encode_text(segment) for segment in segments]
 
-    @torch.no_grad()
     def embed_prompt(self, audio_embeds: Sequence[Tensor], instruction: str | None = None) -> Tensor:
         """See `ModelFamily`."""
-        embed_tokens = self.decoder.get_input_embeddings()
-        parts: list[Tensor] = []
-        for ids, audio in zip_longest(self.prompt_segments(instruction, len(audio_embeds)), audio_embeds):
-            parts.append(embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.device)))
-            if audio is not None:
-                parts.append(audio.to(device=self.device, dtype=self.dtype))
-        return torch.cat(parts)
+        return prompt_embeds(self, audio_embeds, instruction)
 
     def encode_text(self, text: str) -> list[int]:
         """See `ModelFamily`. The backend tokenizer: fast, and safe from any thread."""
@@ -124,12 +119,3 @@ class HfFamily:
         """See `ModelFamily`."""
         text: str = self._tokens.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
-
-
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Whatever the checkpoint calls the end of an answer, and the end of a chat turn."""
-    ids: set[int | None] = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    for config in (model.generation_config, model.config, model.config.get_text_config()):
-        given = getattr(config, "eos_token_id", None)
-        ids |= set(given) if isinstance(given, (list, tuple)) else {given}
-    return frozenset(int(token) for token in ids if token is not None)

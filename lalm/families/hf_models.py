@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lalm.families.hf_features import Mel, granite_mel, own_length_mel, packed_mel, window_mel
@@ -71,22 +71,17 @@ def _queries_a_window(num_frames: int, config: Any) -> int:
     return -(-num_frames // window) * (window // int(config.downsample_rate))
 
 
+_QWEN2_5_OMNI_THINKER = HfModel(
+    family="qwen2_5_omni",
+    class_name="Qwen2_5OmniThinkerForConditionalGeneration",
+    mel=own_length_mel,
+    num_tokens=_halved_twice,
+    mask_name="feature_attention_mask",
+)
+
 MODELS: Mapping[str, HfModel] = {
-    "qwen2_5_omni": HfModel(
-        family="qwen2_5_omni",
-        class_name="Qwen2_5OmniThinkerForConditionalGeneration",
-        mel=own_length_mel,
-        num_tokens=_halved_twice,
-        mask_name="feature_attention_mask",
-        part="thinker",
-    ),
-    "qwen2_5_omni_thinker": HfModel(
-        family="qwen2_5_omni",
-        class_name="Qwen2_5OmniThinkerForConditionalGeneration",
-        mel=own_length_mel,
-        num_tokens=_halved_twice,
-        mask_name="feature_attention_mask",
-    ),
+    "qwen2_5_omni": replace(_QWEN2_5_OMNI_THINKER, part="thinker"),
+    "qwen2_5_omni_thinker": _QWEN2_5_OMNI_THINKER,
     "voxtral": HfModel(
         family="voxtral",
         class_name="VoxtralForConditionalGeneration",

@@ -12,7 +12,6 @@ transformers' own encoder pads each clip to 30 s. Here it runs over the frames t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,9 @@ from lalm.audio import SAMPLE_RATE_HZ
 from lalm.audio_input import AudioInput
 from lalm.errors import EmptyAudioError, ModelError
 from lalm.families import pruned_qwen2  # noqa: F401  (transformers then loads pruned decoders too)
+from lalm.families.end_of_text import eos_token_ids
 from lalm.families.placement import Placement
+from lalm.families.prompt_embeds import prompt_embeds
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.fingerprint import fingerprint
 from lalm.head_mask import ModelIdentity
@@ -59,7 +60,7 @@ class Qwen2AudioFamily:
         self._tokenizer = processor.tokenizer
         self._max_frames: int = 2 * self._encoder.max_source_positions
         self.max_audio_s: float = self._max_frames * self._extractor.hop_length / SAMPLE_RATE_HZ
-        self.eos_token_ids = _eos_token_ids(model, self._tokenizer)
+        self.eos_token_ids = eos_token_ids(self._tokenizer, [model.generation_config])
 
     @property
     def device(self) -> torch.device:
@@ -140,16 +141,9 @@ class Qwen2AudioFamily:
             raise ValueError(f"the instruction must not contain {processor.audio_token}")
         return [self.encode_text(segment) for segment in segments]
 
-    @torch.no_grad()
     def embed_prompt(self, audio_embeds: Sequence[Tensor], instruction: str | None = None) -> Tensor:
         """See `ModelFamily`."""
-        embed_tokens = self.decoder.get_input_embeddings()
-        parts: list[Tensor] = []
-        for ids, audio in zip_longest(self.prompt_segments(instruction, len(audio_embeds)), audio_embeds):
-            parts.append(embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.device)))
-            if audio is not None:
-                parts.append(audio.to(device=self.device, dtype=self.dtype))
-        return torch.cat(parts)
+        return prompt_embeds(self, audio_embeds, instruction)
 
     def encode_text(self, text: str) -> list[int]:
         """See `ModelFamily`. The backend tokenizer: fast, and safe from any thread."""
@@ -236,13 +230,6 @@ def _check_features(folder: Path, encoder_config: Any, extractor: Any) -> None:
     for key, value in wanted.items():
         if (found := getattr(extractor, key, None)) != value:
             raise ModelError(f"{folder}: the feature extractor's {key} is {found}, the encoder needs {value}")
-
-
-def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = set(configured if isinstance(configured, list) else [configured])
-    ids |= {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    return frozenset(int(token) for token in ids if token is not None)
 
 
 def _essentials(config: Any) -> dict[str, Any]:

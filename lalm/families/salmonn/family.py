@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lalm.audio_input import AudioInput
+from lalm.families.prompt_embeds import prompt_embeds
 from lalm.families.salmonn.features import FBANK, SalmonnFeatures
 from lalm.families.salmonn.hearing import Hearing
 from lalm.families.salmonn.tokenizer import Tokenizer
@@ -76,15 +77,9 @@ class SalmonnFamily:
         tokenizer = self._tokenizer
         return [[tokenizer.bos_token_id, *tokenizer.encode(_BEFORE)], tokenizer.encode(after)]
 
-    @torch.no_grad()
     def embed_prompt(self, audio_embeds: Sequence[Tensor], instruction: str | None = None) -> Tensor:
         """See `ModelFamily`."""
-        before, after = (
-            torch.tensor(ids, device=self.device)
-            for ids in self.prompt_segments(instruction, len(audio_embeds))
-        )
-        embed_tokens = self.decoder.get_input_embeddings()
-        return torch.cat([embed_tokens(before), audio_embeds[0].to(self.device), embed_tokens(after)])
+        return prompt_embeds(self, audio_embeds, instruction)
 
     def encode_text(self, text: str) -> list[int]:
         """See `ModelFamily`."""
