@@ -63,6 +63,10 @@ class GeneratePeer:
             "instruction": job.task.instruction,
             "max_new_tokens": job.task.spec.max_new_tokens,
         }
+        # An answer that nobody waits for any more is still read, or the next request would get it.
+        return await asyncio.shield(self._exchange(request))
+
+    async def _exchange(self, request: dict[str, Any]) -> Answer:
         async with self._one_at_a_time:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")

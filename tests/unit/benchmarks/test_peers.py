@@ -77,11 +77,17 @@ def test_several_tasks_are_one_upload(job: Job) -> None:
 
 
 def test_generate_answers_over_its_pipe(job: Job, tmp_path: Path) -> None:
+    tasks = load_tasks(REPOSITORY / "masks" / "tiny-lalm", REPOSITORY / "training" / "recipes")
+    transcribe = Job(job.recording, job.source, next(task for task in tasks if task.name == "asr"))
+
     async def ask() -> Any:
         peer = GeneratePeer(tiny.CHECKPOINT, tmp_path)
         await peer.start()
         try:
             peak = peak_rss_bytes(peer.pid)
+            given_up = asyncio.create_task(peer.answer(transcribe))
+            await asyncio.sleep(0)
+            given_up.cancel()
             return await peer.answer(job), peak
         finally:
             await peer.stop()
