@@ -42,6 +42,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_the_index_lists_every_page() -> None:
+    index = (REPOSITORY / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+    unlisted = pages - set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    assert unlisted <= {"README.md", "results.md"}  # `make results` writes the latter
+
+
 def test_make_installs_the_torch_of_the_package() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (pin,) = (name for name in project["dependencies"] if name.startswith("torch=="))
