@@ -15,11 +15,39 @@ if TYPE_CHECKING:
     from training.evaluate import EvaluateOptions, TaskEvaluation
 
 _Condition = Literal["mask", "instruction", "random", "none"]
+_Form = Literal["terminal", "table", "paper", "json"]
 
 _Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be repeated."),
 ]
+
+# evaluate: what is measured
+_Split = Annotated[Literal["train", "valid", "test"], typer.Option(help="Which data.")]
+_Conditions = Annotated[
+    list[str] | None,
+    typer.Option(help=", ".join(get_args(_Condition)) + "; may be repeated.  [default: all]"),
+]
+_NumRandom = Annotated[int, typer.Option(min=1, help="Random head masks a task.")]
+_NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Recordings decoded together.")]
+_MaxExamples = Annotated[int | None, typer.Option(min=1, help="Use so many of the split.")]
+_Against = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, dir_okay=False, help="Another mask file of the task; may be repeated."),
+]
+
+# evaluate: where the numbers go
+_Write = Annotated[bool, typer.Option("--write", help="Put the numbers into the mask files.")]
+_Answers = Annotated[Path | None, typer.Option(help="Write every answer here, JSONL.")]
+_Table = Annotated[bool, typer.Option("--table", help="Print a Markdown table.")]
+_PaperTable = Annotated[bool, typer.Option("--paper-table", help="The same as in the paper.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")]
+_Compare = Annotated[
+    bool, typer.Option("--compare", help="Print the mask minus instructions, by paired bootstrap.")
+]
+_Confusion = Annotated[bool, typer.Option("--confusion", help="Print confusion matrices.")]
+_NumResamples = Annotated[int, typer.Option(min=10, help="Resamples of a bootstrap.")]
 
 
 def train(
@@ -62,30 +90,22 @@ def train(
 
 def evaluate(
     recipes: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Recipes (TOML).")],
-    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which data.")] = "test",
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help=", ".join(get_args(_Condition)) + "; may be repeated.  [default: all]"),
-    ] = None,
-    num_random: Annotated[int, typer.Option(min=1, help="Random head masks a task.")] = 5,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Recordings decoded together.")] = 16,
-    max_examples: Annotated[int | None, typer.Option(min=1, help="Use so many of the split.")] = None,
+    split: _Split = "test",
+    condition: _Conditions = None,
+    num_random: _NumRandom = 5,
+    num_beams: _NumBeams = 1,
+    batch_size: _BatchSize = 16,
+    max_examples: _MaxExamples = None,
     overrides: _Set = None,
-    write: Annotated[bool, typer.Option("--write", help="Put the numbers into the mask files.")] = False,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="Another mask file of the task; may be repeated."),
-    ] = None,
-    answers: Annotated[Path | None, typer.Option(help="Write every answer here, JSONL.")] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print a Markdown table.")] = False,
-    paper_table: Annotated[bool, typer.Option("--paper-table", help="The same as in the paper.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Print the mask minus instructions, by paired bootstrap.")
-    ] = False,
-    confusion: Annotated[bool, typer.Option("--confusion", help="Print confusion matrices.")] = False,
-    num_resamples: Annotated[int, typer.Option(min=10, help="Resamples of a bootstrap.")] = 1000,
+    write: _Write = False,
+    against: _Against = None,
+    answers: _Answers = None,
+    table: _Table = False,
+    paper_table: _PaperTable = False,
+    as_json: _Json = False,
+    compare: _Compare = False,
+    confusion: _Confusion = False,
+    num_resamples: _NumResamples = 1000,
 ) -> None:
     """Measure the head masks of recipes.
 
@@ -97,8 +117,7 @@ def evaluate(
     ahamask evaluate training/recipes/*.toml --paper-table --num-beams 4
     ahamask evaluate training/recipes/gr.toml --compare --against runs/gr-seed1/gr.json
     """
-    if sum((table, paper_table, as_json)) > 1:
-        raise typer.BadParameter("--table, --paper-table and --json exclude each other")
+    form = _form(table=table, paper=paper_table, as_json=as_json)
     values = _overrides(overrides)
     from training.answer_lines import write_answers
     from training.config import load_config
@@ -117,21 +136,9 @@ def evaluate(
     evaluations = list(_evaluations(configs, options, write=write))
     if answers is not None:
         write_answers(evaluations, answers)
-    from training import table as tables
-
-    if as_json:
-        for row in tables.json_table(evaluations, num_resamples):
-            typer.echo(json.dumps(row, ensure_ascii=False))
-        return
-    if table or paper_table:
-        made = tables.paper_table(evaluations) if paper_table else tables.markdown_table(evaluations)
-        typer.echo(made, nl=False)
-    else:
-        _print_table(evaluations)
-    for line in tables.comparison_rows(evaluations, num_resamples) if compare else ():
-        typer.echo(line)
-    if confusion:
-        typer.echo(tables.confusion_tables(evaluations), nl=False)
+    _print_table(evaluations, form, num_resamples)
+    if form != "json":
+        _print_details(evaluations, num_resamples, compare=compare, confusion=confusion)
 
 
 def _evaluations(
@@ -145,12 +152,40 @@ def _evaluations(
         yield evaluate_recipe(config, options, family=family, write=write)
 
 
-def _print_table(evaluations: list[TaskEvaluation]) -> None:
+def _form(*, table: bool, paper: bool, as_json: bool) -> _Form:
+    forms: tuple[tuple[_Form, bool], ...] = (("table", table), ("paper", paper), ("json", as_json))
+    asked = [form for form, is_asked in forms if is_asked]
+    if len(asked) > 1:
+        raise typer.BadParameter("--table, --paper-table and --json exclude each other")
+    return asked[0] if asked else "terminal"
+
+
+def _print_table(evaluations: list[TaskEvaluation], form: _Form, num_resamples: int) -> None:
     from rich.console import Console
 
-    from training.table import rich_table
+    from training import table
 
-    Console().print(rich_table(evaluations))
+    match form:
+        case "terminal":
+            Console().print(table.rich_table(evaluations))
+        case "table":
+            typer.echo(table.markdown_table(evaluations), nl=False)
+        case "paper":
+            typer.echo(table.paper_table(evaluations), nl=False)
+        case "json":
+            for row in table.json_table(evaluations, num_resamples):
+                typer.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _print_details(
+    evaluations: list[TaskEvaluation], num_resamples: int, *, compare: bool, confusion: bool
+) -> None:
+    from training.table import comparison_rows, confusion_tables
+
+    for line in comparison_rows(evaluations, num_resamples) if compare else ():
+        typer.echo(line)
+    if confusion:
+        typer.echo(confusion_tables(evaluations), nl=False)
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:
