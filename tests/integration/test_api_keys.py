@@ -23,11 +23,6 @@ from tests.served import WAV, free_port, run, serving
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 

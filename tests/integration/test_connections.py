@@ -6,25 +6,13 @@ import asyncio
 import http.client
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
 
 from service.settings import Settings
-from tests.fake_engine import FakeEngine, recording, write_masks
-from tests.served import LIMIT_S, WAV, free_port, run, serving
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    write_masks(tmp_path)
-    return Settings(masks_dir=tmp_path, port=free_port(), max_slots=1, max_waiting=1)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
+from tests.fake_engine import FakeEngine, recording
+from tests.served import LIMIT_S, WAV, run, serving
 
 
 def test_a_client_that_leaves_frees_its_slot(settings: Settings, engine: FakeEngine) -> None:

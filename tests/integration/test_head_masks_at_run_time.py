@@ -24,11 +24,6 @@ from tests.served import WAV, free_port, run, serving
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_masks(tmp_path / "masks")
     return tmp_path / "masks"

@@ -19,11 +19,6 @@ from tests.fake_engine import LABELS, TEXTS, TIMINGS_MS, FakeEngine, head_mask, 
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
-
-
-@pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     write_masks(tmp_path)
     return Settings(masks_dir=tmp_path, max_upload_bytes=100_000, max_audio_s=2.0, max_slots=1, max_waiting=1)

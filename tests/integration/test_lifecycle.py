@@ -17,19 +17,8 @@ import structlog
 from lalm.head_mask import ModelIdentity
 from service.app import create_app, serve, serve_app
 from service.settings import Settings
-from tests.fake_engine import IDENTITY, FakeEngine, FakeFamily, write_masks
+from tests.fake_engine import IDENTITY, FakeEngine, FakeFamily
 from tests.served import LIMIT_S, free_port, run, serving
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    write_masks(tmp_path)
-    return Settings(masks_dir=tmp_path, port=free_port(), max_slots=1, max_waiting=1)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
 
 
 @pytest.fixture

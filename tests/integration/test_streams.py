@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,21 +11,10 @@ import pytest
 
 from service.inference.exceptions import SequenceFailedError
 from service.settings import Settings
-from tests.fake_engine import TEXTS, FakeEngine, recording, write_masks
-from tests.served import LIMIT_S, WAV, free_port, run, serving
+from tests.fake_engine import TEXTS, FakeEngine, recording
+from tests.served import LIMIT_S, WAV, run, serving
 
 EVENTS = {**WAV, "Accept": "text/event-stream"}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    write_masks(tmp_path)
-    return Settings(masks_dir=tmp_path, port=free_port(), max_slots=1, max_waiting=1)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
 
 
 def events_of(body: str) -> list[tuple[str, dict[str, Any]]]:
