@@ -21,6 +21,7 @@ from service.preparation import Heard, Prepared, prepare
 from service.runtime import Loaded, Runtime
 from service.schemas import AudioInfo, HeadMaskInfo, Segment, TaskAnswer, TimingsMs, Usage
 from service.submission import submit_in_batches
+from service.tracing import Row, Timeline
 
 if TYPE_CHECKING:
     from lalm.head_mask import HeadMask
@@ -103,9 +104,11 @@ async def _answers(question: Question, on_text: Callable[[str], None] | None) ->
     request_id: str = question.request.state.request_id
     tasks = [entry.task for entry in entries]
     start_s = time.perf_counter()
+    timeline = question.request.state.timeline = Timeline(start_s)
     job = partial(prepare, loaded.engine.family, loaded.audio_limits, tasks, question.recordings)
     prepared = await asyncio.get_running_loop().run_in_executor(runtime.audio_pool, job)
     audio_s = time.perf_counter() - start_s
+    timeline.submitted_s = start_s + audio_s
     runtime.metrics.observe_audio(duration_s=prepared.duration_s, decoding_s=audio_s)
     rows = await answer_prepared(
         loaded,
@@ -116,6 +119,9 @@ async def _answers(question: Question, on_text: Callable[[str], None] | None) ->
         with_scores=question.with_scores,
         on_text=on_text,
     )
+    timeline.rows = [
+        Row(task.name, row) for task, rows_of_task in zip(tasks, rows, strict=True) for row in rows_of_task
+    ]
     return [
         _answer(loaded, entry, prepared, heard, rows_of_entry, request_id, audio_s)
         for entry, heard, rows_of_entry in zip(entries, prepared.heard, rows, strict=True)

@@ -23,6 +23,7 @@ from service.middleware import RequestMiddleware
 from service.routes import head_masks, health, metrics, openai, tasks
 from service.runtime import InferenceEngine, Loaded, Phase, Runtime
 from service.settings import Settings
+from service.tracing import TracingMiddleware, tracer_provider
 
 # What uvicorn waits for connections to close once every accepted request is answered.
 CLOSE_TIMEOUT_S = 2
@@ -43,6 +44,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
         its series appear in /metrics only if the caller made its observer.
     """
     runtime = Runtime(settings)
+    provider = tracer_provider(settings)
 
     def make() -> Loaded:
         # It takes torch and transformers seconds to import; /healthz need not wait for them.
@@ -58,11 +60,15 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
         runtime.started.set()
         yield
         await _shut_down(runtime, loading)
+        if provider is not None:
+            await asyncio.to_thread(provider.shutdown)
 
     app = FastAPI(title="AHAMask", description=_DESCRIPTION, version="1", lifespan=lifespan)
     app.state.runtime = runtime
     app.state.mask_store = MaskStore(runtime)
     # The outermost comes last.
+    if provider is not None:
+        app.add_middleware(TracingMiddleware, provider=provider)
     if runtime.key_ring is not None:
         app.add_middleware(ApiKeyMiddleware, key_ring=runtime.key_ring)
     app.add_middleware(RequestMiddleware, runtime=runtime)

@@ -119,6 +119,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines written: debug, info, warning or error."
     )
+    otel_endpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="Where OpenTelemetry traces go, by OTLP over HTTP: http://collector:4318/v1/traces.",
+    )
     log_json: bool = Field(False, description="Log lines as JSON objects instead of text.")
 
     @classmethod

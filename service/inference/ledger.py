@@ -133,6 +133,7 @@ class Ledger:
                 finish_reason="stop" if sequence.finish_reason is FinishReason.STOP else "length",
                 timings_ms=sequence.times.timings_ms(),
                 scores=sequence.scores,
+                arrived_s=sequence.times.arrived_s,
             )
             for sequence in ticket.sequences
         ]

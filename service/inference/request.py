@@ -61,6 +61,7 @@ class RowResult:
     timings_ms: milliseconds in `queue`, `encoder`, `prefill`, `decode`, and their sum, `total`.
     scores: probability of each label among the labels of a label task, if it was asked for and can be had:
         not under a decoder with a sliding window.
+    arrived_s: when it came to the engine, in seconds of `time.perf_counter`; the stages follow from there.
     """
 
     token_ids: list[int]
@@ -68,6 +69,7 @@ class RowResult:
     finish_reason: Literal["stop", "length"]
     timings_ms: dict[str, float]
     scores: dict[str, float] | None = None
+    arrived_s: float | None = None
 
 
 @dataclass(frozen=True)
