@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
+from service.auth import key_id_of
 from service.catalogue import CatalogueEntry
 from service.deadline import Deadline
 from service.deltas import Deltas
@@ -122,6 +123,9 @@ async def _answers(question: Question, on_text: Callable[[str], None] | None) ->
     timeline.rows = [
         Row(task.name, row) for task, rows_of_task in zip(tasks, rows, strict=True) for row in rows_of_task
     ]
+    if runtime.feedback is not None:
+        own_id, key_id = question.request.state.own_request_id, key_id_of(question.request)
+        runtime.feedback.remember(own_id, tasks, question.recordings, key_id)
     return [
         _answer(loaded, entry, prepared, heard, rows_of_entry, request_id, audio_s)
         for entry, heard, rows_of_entry in zip(entries, prepared.heard, rows, strict=True)

@@ -20,7 +20,7 @@ from service.errors import install_error_handlers
 from service.logging import configure_logging
 from service.mask_store import MaskStore
 from service.middleware import RequestMiddleware
-from service.routes import head_masks, health, metrics, openai, tasks
+from service.routes import feedback, head_masks, health, metrics, openai, tasks
 from service.runtime import InferenceEngine, Loaded, Phase, Runtime
 from service.settings import Settings
 from service.tracing import TracingMiddleware, tracer_provider
@@ -57,8 +57,11 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(runtime, make))
+        forgetting = asyncio.create_task(runtime.feedback.forget_regularly()) if runtime.feedback else None
         runtime.started.set()
         yield
+        if forgetting is not None:
+            forgetting.cancel()
         await _shut_down(runtime, loading)
         if provider is not None:
             await asyncio.to_thread(provider.shutdown)
@@ -76,7 +79,7 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
     # Checked by the middleware; this is for the page of the API.
     documented = [] if runtime.key_ring is None else [Depends(HTTPBearer(auto_error=False))]
     app.include_router(health.router)
-    for resource in (tasks, head_masks, openai, metrics):
+    for resource in (tasks, head_masks, feedback, openai, metrics):
         app.include_router(resource.router, dependencies=documented)
     return app
 

@@ -62,6 +62,12 @@ class ApiKeyMiddleware:
         return key
 
 
+def key_id_of(request: Request) -> str | None:
+    """The id of the API key that a request came with; None in a service that everybody may use."""
+    key: ApiKey | None = getattr(request.state, "api_key", None)
+    return None if key is None else key.id
+
+
 def require_admin(request: Request) -> None:
     """Let through who has an admin key; a dependency of routes that change the service.
 

@@ -18,6 +18,9 @@ service/inference/exceptions.py):
     ├ InvalidHeadMaskError         a head mask file was sent that cannot be used
     ├ LastTaskError                the only task cannot be removed
     ├ HeadMasksReadOnlyError       the folder of head masks cannot be written
+    ├ FeedbackOffError             this service takes no corrected answers
+    ├ UnknownRequestError          a correction of a request that is not known, or another's
+    ├ FeedbackFullError            the folder of corrected answers has no room
     ├ DeadlineExceededError        the time of the request was over before the answer
     ├ ClientDisconnectedError      the client went away; seen in logs and metrics only
     └ NotReadyError                loading, draining or failed to load   .retry_after_s
@@ -137,6 +140,31 @@ class HeadMasksReadOnlyError(ServiceError):
     """The folder of head masks cannot be written, so that a change would be lost at the next start."""
 
 
+class FeedbackOffError(ServiceError):
+    """The service takes no corrected answers."""
+
+    def __init__(self) -> None:
+        super().__init__("feedback is off: the service was started without AHAMASK_FEEDBACK_DIR")
+
+
+class UnknownRequestError(ServiceError):
+    """No request that this client may correct has the id; why is not told, lest ids can be tried out."""
+
+    def __init__(self, max_age_s: float) -> None:
+        message = (
+            "no request of yours with this id can be corrected: it is the X-Feedback-Id of an answer, "
+            f"known for {max_age_s:g} s at most"
+        )
+        super().__init__(message, param="request_id")
+
+
+class FeedbackFullError(ServiceError):
+    """The folder of corrected answers has as many bytes as it may have, or its disk is full."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the feedback folder is full: its limit is {limit_bytes} bytes")
+
+
 class DeadlineExceededError(ServiceError):
     """The request was not answered within the time that it, or the service, allows."""
 
@@ -179,6 +207,9 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     InvalidHeadMaskError: ErrorKind(422, "invalid_head_mask"),
     LastTaskError: ErrorKind(409, "last_task"),
     HeadMasksReadOnlyError: ErrorKind(409, "head_masks_read_only"),
+    FeedbackOffError: ErrorKind(404, "feedback_off"),
+    UnknownRequestError: ErrorKind(404, "unknown_request"),
+    FeedbackFullError: ErrorKind(507, "feedback_full"),
     ClientDisconnectedError: ErrorKind(499, "client_disconnected"),
     NotReadyError: ErrorKind(503, "not_ready"),
     DeadlineExceededError: ErrorKind(504, "deadline_exceeded"),

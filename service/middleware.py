@@ -17,6 +17,7 @@ from service.security_headers import secure
 from service.uploads import Body
 
 REQUEST_ID_HEADER = "X-Request-Id"
+FEEDBACK_ID_HEADER = "X-Feedback-Id"
 UNKNOWN_TASK = "unknown"
 # Status of a request that ended before an answer was begun.
 NOT_ANSWERED = ERROR_TABLE[ClientDisconnectedError].status
@@ -28,9 +29,9 @@ log = structlog.get_logger(__name__)
 class RequestMiddleware:
     """Pure ASGI, so that the route sees the client's departure itself.
 
-    Leaves in a request's state its `request_id`, and `arrived_s`, the event loop's time when it came. A route
-    leaves there the tasks asked for, those that exist, as `tasks`; an answer in events what it came to, as
-    `stream_status`.
+    Leaves in a request's state its `request_id`; `own_request_id`, which no client can choose, and the same
+    where the client sent none; and `arrived_s`, the event loop's time when it came. A route leaves there the
+    tasks asked for, those that exist, as `tasks`; an answer in events what it came to, as `stream_status`.
     """
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
@@ -41,9 +42,10 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        own_id = uuid.uuid4().hex
+        request_id = _sane(Headers(scope=scope).get(REQUEST_ID_HEADER)) or own_id
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        state["request_id"], state["own_request_id"] = request_id, own_id
         state["arrived_s"] = asyncio.get_running_loop().time()
         body = Body(scope, receive, self._runtime.settings.upload_timeout_s)
         status = 0
@@ -54,6 +56,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
+                if self._runtime.feedback is not None and _asks_a_task(scope) and message["status"] < 400:
+                    headers[FEEDBACK_ID_HEADER] = own_id
                 secure(headers, scope["path"])
                 if message["status"] >= 400 and not await body.discard():
                     headers["Connection"] = "close"
@@ -77,14 +81,13 @@ class RequestMiddleware:
                 self._record(scope, status, time.perf_counter() - start_s)
 
     def _record(self, scope: Scope, status: int, duration_s: float) -> None:
-        asks_a_task = scope["method"] == "POST" and scope["path"].startswith(("/tasks", "/v1/audio/"))
         tasks: list[str] = scope["state"].get("tasks") or [UNKNOWN_TASK]
         status = scope["state"].get("stream_status") or status or NOT_ANSWERED
         fields = {"method": scope["method"], "path": scope["path"], "status": status}
         if key := scope["state"].get("api_key"):
             fields["api_key"] = key.id
         fields["duration_ms"] = round(duration_s * 1e3, 1)
-        if not asks_a_task:
+        if not _asks_a_task(scope):
             log.debug("request", **fields)
             return
         for task in tasks:
@@ -92,6 +95,11 @@ class RequestMiddleware:
         log.info("request", task=",".join(tasks), **fields)
 
 
-def _request_id(given: str | None) -> str:
-    """The client's id if it is harmless in a header and a log line, else a new one."""
-    return given if given and _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _asks_a_task(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path.startswith(("/tasks", "/v1/audio/"))
+
+
+def _sane(given: str | None) -> str | None:
+    """The client's id if it is harmless in a header and a log line."""
+    return given if given and _SANE_REQUEST_ID.fullmatch(given) else None

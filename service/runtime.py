@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lalm.audio import AudioLimits
 from service.catalogue import Catalogue
 from service.errors import NotReadyError
+from service.feedback import Feedback
 from service.inference.exceptions import QueueFullError
 from service.key_ring import KeyRing
 from service.metrics import Metrics
@@ -69,9 +70,11 @@ class Runtime:
 
     created_s: Unix time. started: the application has begun to load. settled: loading is over, well or badly.
     idle: no accepted request is unanswered. key_ring: None for a service that everybody may use.
+    feedback: None for a service that takes no corrected answers.
 
     Raises:
         KeyFileError: the file of API keys is wrong.
+        SettingsError: the folder of corrected answers cannot be made or written.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -82,6 +85,7 @@ class Runtime:
         self.phase = Phase.LOADING
         self.failure: str | None = None
         self.audio_pool = ThreadPoolExecutor(settings.audio_workers, thread_name_prefix="audio")
+        self.feedback = Feedback(settings, self.audio_pool) if settings.feedback_dir else None
         self.started = asyncio.Event()
         self.settled = asyncio.Event()
         self.idle = asyncio.Event()

@@ -179,3 +179,33 @@ class Health(BaseModel):
     """State of the service."""
 
     status: Literal["ok", "ready"]
+
+
+class FeedbackRequest(BaseModel):
+    """What the answer to a recent request should have been."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str = Field(
+        min_length=1,
+        max_length=64,
+        description="The X-Feedback-Id of the answer, which is its `id` too unless you sent an X-Request-Id.",
+    )
+    text: str = Field(
+        min_length=1, max_length=16_384, description="The right answer, in the form of the task's answers."
+    )
+    task: str | None = Field(
+        default=None, description="Which of the request's tasks; needed if there were several."
+    )
+
+
+class FeedbackReceipt(BaseModel):
+    """A correction that was written."""
+
+    request_id: str
+    task: str
+    text: str = Field(description="As it was written, without space around it.")
+    audio_kept: bool = Field(
+        description="Whether it was written with its audio, as an example to train on. False where the "
+        "service may not keep audio, and for recordings longer than the model hears at once."
+    )

@@ -113,6 +113,26 @@ class Settings(BaseSettings):
         description="Requests an API key may have at a time if it has no limit of its own; beyond it 429.",
     )
 
+    feedback_dir: Path | None = Field(
+        None, description="Folder that corrected answers (POST /feedback) are written to; without it 404."
+    )
+    feedback_audio: bool = Field(
+        False,
+        description="Whether recordings may be kept: recent ones in memory, corrected ones in it.",
+    )
+    feedback_recent_bytes: int = Field(
+        64 * 2**20, ge=1, description="Memory for requests that may still be corrected (64 MiB)."
+    )
+    feedback_recent_s: float = Field(
+        900.0, gt=0, description="Seconds for which an answered request may be corrected."
+    )
+    feedback_retention_days: float = Field(
+        90.0, gt=0, le=36_500, description="Days after which a correction and its audio are removed."
+    )
+    feedback_max_bytes: int = Field(
+        2**30, ge=1, description="Size of the folder beyond which corrections are answered 507 (1 GiB)."
+    )
+
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds that accepted requests get to finish after SIGTERM."
     )

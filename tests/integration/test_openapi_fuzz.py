@@ -43,7 +43,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("fuzz")
     write_masks(folder / "masks")
     _, secret = new_key(folder / "keys.json", "fuzz", Scope.ADMIN, None)
-    app = create_app(Settings(masks_dir=folder / "masks", api_keys_file=folder / "keys.json"), FakeEngine())
+    options = {"api_keys_file": folder / "keys.json", "feedback_dir": folder / "feedback"}
+    app = create_app(Settings(masks_dir=folder / "masks", **options), FakeEngine())
     with TestClient(
         app, headers={"Authorization": f"Bearer {secret}"}, raise_server_exceptions=False
     ) as client:
