@@ -126,14 +126,20 @@ class FeedbackFolder:
         return sum(file.lstat().st_size for file in self._path.rglob("*") if file.is_file())
 
     def _write(self, correction: Correction, line: str, flacs: Mapping[str, bytes]) -> None:
-        """The audio first: a manifest never names a file that is not there."""
+        """The audio first, and gone if its line cannot follow: a manifest names no file that is not there."""
         audio = self._path / AUDIO / correction.task
-        for name, flac in flacs.items():
-            _make_folders(audio.parent, audio)
-            write_whole(audio / name, flac, _FILE_MODE)
         list_path = (self._path if flacs else self._path / CORRECTIONS) / f"{correction.task}.jsonl"
-        _make_folders(list_path.parent)
-        _rewrite(list_path, lambda _, request_id: request_id != correction.request_id, line)
+        new = [audio / name for name in flacs if not (audio / name).exists()]
+        try:
+            for name, flac in flacs.items():
+                _make_folders(audio.parent, audio)
+                write_whole(audio / name, flac, _FILE_MODE)
+            _make_folders(list_path.parent)
+            _rewrite(list_path, lambda _, request_id: request_id != correction.request_id, line)
+        except OSError:
+            for file in new:
+                file.unlink(missing_ok=True)
+            raise
         for file in audio.glob(f"*-{correction.request_id}-*.flac"):
             if file.name not in flacs:
                 file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ import pytest
 import soundfile as sf
 
 from lalm.task import TaskSpec
+from service import feedback_folder
 from service.errors import FeedbackFullError, UnknownRequestError
 from service.feedback import REQUEST_BYTES, RecentRequest, RecentRequests
 from service.feedback_folder import Correction, FeedbackFolder
@@ -150,6 +152,26 @@ def test_a_full_folder_takes_no_more_and_loses_nothing(tmp_path: Path, clock: Cl
     clock.time += timedelta(days=3)
     folder.add(correction(3), [noise])
     assert len(load_manifest(tmp_path / "gr.jsonl", GR).examples) == 1
+
+
+def test_a_full_disk_is_a_full_folder(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, waveform = folder_at(tmp_path, clock), toy_waveform(0.1)
+    folder.add(correction(1), [waveform])
+    with monkeypatch.context() as patch:
+        whole = feedback_folder.write_whole
+
+        def full(path: Path, content: bytes, mode: int) -> None:
+            if path.suffix == ".jsonl":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            whole(path, content, mode)
+
+        patch.setattr(feedback_folder, "write_whole", full)
+        with pytest.raises(FeedbackFullError):
+            folder.add(correction(2), [waveform])
+    assert len(load_manifest(tmp_path / "gr.jsonl", GR).examples) == 1
+    assert len(files_in(tmp_path)) == 2  # no audio without its line
+    folder.add(correction(2), [waveform])
+    assert len(load_manifest(tmp_path / "gr.jsonl", GR).examples) == 2
 
 
 def test_nothing_is_lost_between_writers(tmp_path: Path, clock: Clock) -> None:
