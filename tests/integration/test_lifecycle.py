@@ -160,3 +160,7 @@ def test_a_port_in_use_ends_the_process(settings: Settings) -> None:
         with pytest.raises(SystemExit) as caught:
             serve(settings)
     assert caught.value.code != 0
+    # Loading has begun; Python may not end with torch at work in a daemon thread.
+    for thread in threading.enumerate():
+        if thread.name == "loading":
+            thread.join(LIMIT_S)
