@@ -1,12 +1,13 @@
-"""Mask files without a model behind them."""
+"""Mask files of tasks that a test makes up, for a model or without one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
+from lalm.head_mask import HeadMask, MaskFile, ModelIdentity, new_mask_file
 from lalm.task import TaskSpec
 
 
@@ -33,6 +34,14 @@ def mask_file(name: str, head_mask: HeadMask, model: ModelIdentity | None = None
         training={},
         evaluation={"wer": 3.25},
     )
+
+
+def write_mask_file(folder: Path, name: str, model: ModelIdentity, head_mask: HeadMask, **task: Any) -> None:
+    """`<name>.json` for a task whose answer is a text, where `task` does not say otherwise."""
+    path = folder / f"{name}.json"
+    defaults = {"name": name, "title": name, "output": {"kind": "text"}, "max_new_tokens": 12}
+    spec = TaskSpec.model_validate(defaults | task)
+    new_mask_file(path, spec, model, head_mask, training={}).save(path)
 
 
 def random_mask(num_active: int, shape: tuple[int, int] = (3, 16), seed: int = 0) -> HeadMask:

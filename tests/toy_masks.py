@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
-from lalm.task import TaskSpec
+from lalm.head_mask import ModelIdentity
+from tests.mask_files import random_mask, write_mask_file
 
 OUTPUTS: dict[str, dict[str, Any]] = {
     "asr": {"kind": "text"},
@@ -19,9 +17,5 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 def write_toy_masks(folder: Path, identity: ModelIdentity) -> None:
     """A mask file for each of OUTPUTS."""
     for number, (name, output) in enumerate(OUTPUTS.items()):
-        task = TaskSpec.model_validate({"name": name, "title": name, "output": output, "max_new_tokens": 8})
-        shape = (identity.num_layers, identity.num_heads)
-        heads = tuple(HeadMask.random(18, np.random.default_rng(number), shape).to_strings())
-        MaskFile(task=task, model=identity, heads=heads, training={}, evaluation={}).save(
-            folder / f"{name}.json"
-        )
+        head_mask = random_mask(18, (identity.num_layers, identity.num_heads), number)
+        write_mask_file(folder, name, identity, head_mask, output=output, max_new_tokens=8)

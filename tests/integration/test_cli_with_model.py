@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
 
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
-from lalm.task import TaskSpec
+from lalm.head_mask import MaskFile
 from service.app import create_app
 from service.settings import Settings
 from tests.command_line import Cli, command_line
+from tests.mask_files import random_mask, write_mask_file
 from tests.toy import toy_waveform
 
 LABELS = ["male", "female"]
@@ -44,11 +43,7 @@ def masks(tmp_path: Path, toy_family: ModelFamily) -> Path:
     folder = tmp_path / "masks"
     folder.mkdir()
     for seed, (name, spec) in enumerate(TASKS.items()):
-        heads = HeadMask.random(18, np.random.default_rng(seed), (3, 8)).to_strings()
-        task = TaskSpec.model_validate({"name": name, "title": name, "max_new_tokens": 12, **spec})
-        MaskFile(task=task, model=toy_family.identity, heads=tuple(heads), training={}, evaluation={}).save(
-            folder / f"{name}.json"
-        )
+        write_mask_file(folder, name, toy_family.identity, random_mask(18, (3, 8), seed), **spec)
     return folder
 
 

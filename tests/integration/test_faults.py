@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from lalm.family import AudioFeatures, ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
-from lalm.task import TaskSpec
 from service.inference.engine import Engine, EngineConfig
 from service.inference.observer import EngineObserver, NullObserver
 from service.settings import Settings
 from tests.engine_support import FamilyWith, Leash
 from tests.fake_engine import recording
+from tests.mask_files import random_mask, write_mask_file
 from tests.served import LIMIT_S, WAV, Service, free_port, run, serving
 
 GOOD_S = [0.4, 0.6, 0.8, 1.0, 1.2, 1.4]
@@ -29,17 +28,8 @@ POISONED_S, GIANT_S = 1.7, 2.3
 
 @pytest.fixture
 def settings(toy_family: ModelFamily, tmp_path: Path) -> Settings:
-    identity = toy_family.identity
     for name in ("asr", "gr"):
-        head_mask = HeadMask.random(
-            18, np.random.default_rng(len(name)), (identity.num_layers, identity.num_heads)
-        )
-        task = TaskSpec.model_validate(
-            {"name": name, "title": name, "output": {"kind": "text"}, "max_new_tokens": 12}
-        )
-        heads = tuple(head_mask.to_strings())
-        mask_file = MaskFile(task=task, model=identity, heads=heads, training={}, evaluation={})
-        mask_file.save(tmp_path / f"{name}.json")
+        write_mask_file(tmp_path, name, toy_family.identity, random_mask(18, (3, 8), seed=len(name)))
     return Settings(masks_dir=tmp_path, port=free_port(), drain_timeout_s=4 * LIMIT_S)
 
 

@@ -10,12 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
-from lalm.task import TaskSpec
+from lalm.head_mask import HeadMask
 from service.app import create_app
 from service.settings import Settings
 from tests.command_line import command_line
 from tests.fake_engine import recording
+from tests.mask_files import write_mask_file
 
 # no head at all; one key-value head and not the other; groups of unequal size
 RAGGED = HeadMask.from_strings(["00000000", "00000110", "01110100"])
@@ -46,14 +46,7 @@ def test_one_option_serves_it_and_its_answers_are_those_of_the_mask(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     masks, out = tmp_path / "masks", tmp_path / "asr-lalm"
-    spec = {"name": "asr", "title": "x", "output": {"kind": "text"}, "max_new_tokens": 12}
-    MaskFile(
-        task=TaskSpec.model_validate(spec),
-        model=toy_family.identity,
-        heads=tuple(head_mask.to_strings()),
-        training={},
-        evaluation={},
-    ).save(masks / "asr.json")
+    write_mask_file(masks, "asr", toy_family.identity, head_mask)
     options = ["--model", toy_checkpoint, "--masks", masks, "--out", out]
     with command_line(monkeypatch, capsys) as cli:
         code, printed, err = cli("masks", "compile", "asr", "--json", *options)

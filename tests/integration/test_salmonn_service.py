@@ -14,10 +14,10 @@ import soundfile as sf
 from fastapi.testclient import TestClient
 
 from lalm.families import identify
-from lalm.head_mask import HeadMask, MaskFile
-from lalm.task import TaskSpec
+from lalm.head_mask import HeadMask
 from service.app import create_app
 from service.settings import Settings
+from tests.mask_files import write_mask_file
 from tests.salmonn_toy import CASES, DATA, MODEL_FILE, NUM_CLIPS, Reference, head_mask_of, waveform
 
 MAX_NEW_TOKENS = 20
@@ -29,18 +29,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     masks_dir, identity = tmp_path_factory.mktemp("masks"), identify(MODEL_FILE)
     for name, num_audios in (("asr", 1), ("asr-plain", 1), ("asv", 2)):
         head_mask = head_mask_of(TASKS.get(name, "mask")) or HeadMask.ones(4, 6)
-        task = TaskSpec.model_validate(
-            {
-                "name": name,
-                "title": name,
-                "output": {"kind": "text"},
-                "max_new_tokens": MAX_NEW_TOKENS,
-                "num_audios": num_audios,
-            }
-        )
-        heads = tuple(head_mask.to_strings())
-        mask_file = MaskFile(task=task, model=identity, heads=heads, training={}, evaluation={})
-        mask_file.save(masks_dir / f"{name}.json")
+        spec = {"max_new_tokens": MAX_NEW_TOKENS, "num_audios": num_audios}
+        write_mask_file(masks_dir, name, identity, head_mask, **spec)
     app = create_app(Settings(model=str(MODEL_FILE), masks_dir=masks_dir, max_slots=3))
     with TestClient(app) as client:
         assert client.portal is not None
@@ -110,11 +100,7 @@ def test_a_mask_for_other_weights_is_refused(tmp_path: Path) -> None:
     identity = identify(MODEL_FILE).model_copy(update={"fingerprint": "sha256:" + "0" * 64})
     head_mask = head_mask_of("mask")
     assert head_mask is not None
-    task = TaskSpec.model_validate(
-        {"name": "asr", "title": "asr", "output": {"kind": "text"}, "max_new_tokens": 1}
-    )
-    heads = tuple(head_mask.to_strings())
-    MaskFile(task=task, model=identity, heads=heads, training={}, evaluation={}).save(tmp_path / "asr.json")
+    write_mask_file(tmp_path, "asr", identity, head_mask)
     app = create_app(Settings(model=str(MODEL_FILE), masks_dir=tmp_path))
     with TestClient(app) as client:
         assert client.portal is not None

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor, gating
-from lalm.head_mask import HeadMask, MaskFile
-from lalm.task import TaskSpec
+from lalm.head_mask import HeadMask
 from service.app import create_app
 from service.settings import Settings
+from tests.mask_files import write_mask_file
 from tests.toy import toy_waveform
 
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -65,18 +65,15 @@ def client(
 ) -> Iterator[TestClient]:
     masks_dir = tmp_path_factory.mktemp("masks")
     for name, output in OUTPUTS.items():
-        task = TaskSpec.model_validate(
-            {
-                "name": name,
-                "title": name,
-                "output": output,
-                "max_new_tokens": MAX_NEW_TOKENS,
-                "num_audios": 2 if name == "asv" else 1,
-            }
+        write_mask_file(
+            masks_dir,
+            name,
+            toy_family.identity,
+            head_mask(toy_family, name),
+            output=output,
+            max_new_tokens=MAX_NEW_TOKENS,
+            num_audios=2 if name == "asv" else 1,
         )
-        heads = tuple(head_mask(toy_family, name).to_strings())
-        mask_file = MaskFile(task=task, model=toy_family.identity, heads=heads, training={}, evaluation={})
-        mask_file.save(masks_dir / f"{name}.json")
     app = create_app(Settings(model=str(toy_checkpoint), masks_dir=masks_dir, max_slots=2))
     with TestClient(app) as client:
         assert client.portal is not None

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lalm.errors import HeadMaskError
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
+from lalm.head_mask import HeadMask, MaskFile, new_mask_file
 from lalm.task import OutputKind, OutputSpec
 from tests.toy import toy_waveform
 from training.answer_lines import write_answers
@@ -40,13 +40,8 @@ MakeRecipe = Callable[..., TrainConfig]
 
 def write_mask(config: TrainConfig, family: ModelFamily, **identity: Any) -> MaskFile:
     head_mask = HeadMask.random(15, np.random.default_rng(9), (3, 8))
-    mask_file = MaskFile(
-        task=config.task,
-        model=family.identity.model_copy(update=identity),
-        heads=tuple(head_mask.to_strings()),
-        training={"seed": 1},
-        evaluation={},
-    )
+    model = family.identity.model_copy(update=identity)
+    mask_file = new_mask_file(config.out, config.task, model, head_mask, {"seed": 1})
     mask_file.save(config.out)
     return mask_file
 

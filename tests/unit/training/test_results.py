@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
+from lalm.head_mask import HeadMask, new_mask_file
 from training.analysis import experiments, results
 from training.analysis.records import Records, sha256_of
 from training.analysis.results_page import Results, page
@@ -25,13 +25,8 @@ MakeRecipe = Callable[..., TrainConfig]
 def recipe(toy_family: ModelFamily, toy_checkpoint: Path, make_recipe: MakeRecipe, tmp_path: Path) -> Path:
     """A recipe file for the toy checkpoint, with its mask file."""
     config = make_recipe()
-    MaskFile(
-        task=config.task,
-        model=toy_family.identity,
-        heads=tuple(HeadMask.random(15, np.random.default_rng(9), (3, 8)).to_strings()),
-        training={},
-        evaluation={},
-    ).save(config.out)
+    head_mask = HeadMask.random(15, np.random.default_rng(9), (3, 8))
+    new_mask_file(config.out, config.task, toy_family.identity, head_mask, {}).save(config.out)
     path, output = tmp_path / "gr.toml", '{kind = "label", labels = ["male", "female"]}'
     path.write_text(
         f"""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lalm.family import ModelFamily
-from lalm.head_mask import HeadMask, MaskFile
+from lalm.head_mask import HeadMask, new_mask_file
 from tests.command_line import Cli, command_line
 from training.analysis.assessment_report import draw, overview, page
 from training.bench import Run
@@ -57,13 +57,7 @@ def test_every_wording_is_answered_and_the_mask_where_there_is_one(
         assert run.metrics.keys() == {"ifr", "acc", "f1"}
 
     head_mask = HeadMask.random(15, np.random.default_rng(9), (3, 8))
-    MaskFile(
-        task=config.task,
-        model=toy_family.identity,
-        heads=tuple(head_mask.to_strings()),
-        training={},
-        evaluation={},
-    ).save(config.out)
+    new_mask_file(config.out, config.task, toy_family.identity, head_mask, {}).save(config.out)
     again = assess(config, WORDINGS, OPTIONS, family=toy_family, num_resamples=20)
     assert [run.answers for run in again.runs] == [run.answers for run in found.runs]
     assert again.masked is not None
