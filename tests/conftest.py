@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from lalm.families import load_family
 from lalm.family import ModelFamily
+from tests.command_line import Cli, command_line
 from tests.toy import write_toy_checkpoint
 
 # The same examples on every machine, however slow: a test fails for the code, not for the clock or dice.
@@ -29,3 +31,9 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_family(toy_checkpoint: Path) -> ModelFamily:
     """The toy checkpoint, loaded in float32 on the CPU."""
     return load_family(toy_checkpoint)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    with command_line(monkeypatch, capsys) as call:
+        yield call

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from service.app import create_app
 from service.keys import KeyFile, KeyFileError, Scope, new_key, revoke_key
 from service.settings import Settings
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from tests.fake_engine import FakeEngine, recording, write_masks
 from tests.served import WAV, free_port, run, serving
 
@@ -166,12 +166,6 @@ def test_a_wrong_file_of_keys_stops_the_start(settings: Settings, keys_file: Pat
             keys_file.write_text(content, encoding="utf-8")
         with pytest.raises(KeyFileError, match=str(keys_file)):
             create_app(settings, FakeEngine())
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 def test_the_command_makes_lists_and_revokes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from lalm.families import load_family
 from lalm.families.placement import layers_and_rest
 from lalm.family import ModelFamily
 from service.inference.request import EngineRequest
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from tests.engine_support import make_request, make_row, random_mask, reference, running_engine
 from tests.mask_files import mask_file
 from tests.toy import toy_waveform, write_toy_checkpoint
@@ -29,12 +28,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(checkpoint: Path) -> ModelFamily:
     return load_family(checkpoint)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 def tokens(family: ModelFamily, requests: list[EngineRequest]) -> list[list[list[int]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from fastapi.testclient import TestClient
 from benchmarks.random_salmonn import SMALL, write_random_salmonn
 from service.app import create_app
 from service.settings import Settings
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from tests.salmonn_toy import DATA
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "published-masks"
@@ -31,12 +30,6 @@ FOLDERS = {
     "s2tt_covost2": ("s2tt", 1551),
 }
 TASKS = dict(FOLDERS.values())
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 @pytest.fixture(scope="module")

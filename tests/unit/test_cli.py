@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,11 @@ import ahamask
 from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
 from lalm.task import TaskSpec
 from service.settings import Settings
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 
 REPOSITORY = Path(ahamask.__file__).parent
 RECIPE = str(REPOSITORY / "training" / "recipes" / "gr.toml")
 SHAPE = (3, 16)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 @pytest.fixture

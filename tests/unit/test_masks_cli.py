@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,11 @@ import pytest
 from lalm.head_mask import MaskFile
 from lalm.mask_algebra import Rule, combine
 from lalm.published_mask import logits_for, write_mask_logits
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from tests.mask_files import identity, mask_file, random_mask
 
 SHAPE = (3, 8)  # of the toy checkpoint
 NAMES = {"asr_librispeech": "asr", "gender_librispeech": "gr", "asr_gender_json_librispeech": "asr-gr-json"}
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 @pytest.fixture

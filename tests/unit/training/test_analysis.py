@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from lalm.errors import HeadMaskError
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
 from lalm.task import TaskSpec
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from training.analysis.curve import curve_record, draw_curves, head_counts, top_heads
 from training.analysis.masks import NamedMask, load_masks, run_logits
 from training.analysis.overlap import (
@@ -60,12 +60,6 @@ def save_run(folder: Path, logits: list[list[float]]) -> None:
     folder.mkdir(parents=True)
     selected = {"step": 1, "value": 0.0, "logits": torch.tensor(logits)}
     torch.save({"selected": selected}, folder / "checkpoint.pt")
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 def test_overlap_is_the_share_of_common_heads() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from lalm import tiny
 from lalm.errors import HeadMaskError
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from training.checkpoint import CHECKPOINT, LOG
 from training.config import TrainConfig
 from training.continuing import initial_logits, recipe_to_continue
@@ -25,12 +25,6 @@ from training.train import train
 
 MakeRecipe = Callable[..., TrainConfig]
 TINY_MASK = Path(__file__).parents[3] / "masks" / tiny.NAME / "gr.json"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 def first_losses(config: TrainConfig) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from lalm.task import TaskSpec
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from training.manifest import load_manifest
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -24,12 +24,6 @@ SPEAKERS = """\
 26   | M | dev-clean        | 30.11 | Denny Sayers
 61   | M | test-clean       | 08.00 | John A. | B.
 """
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask, new_mask_file
-from tests.command_line import Cli, command_line
+from tests.command_line import Cli
 from training.analysis.assessment_report import draw, overview, page
 from training.bench import Run
 from training.config import TrainConfig
@@ -24,12 +24,6 @@ MakeRecipe = Callable[..., TrainConfig]
 
 OPTIONS = EvaluateOptions(split="valid")
 WORDINGS = [Wording(text, "list") for text in ("Who is it?", "male or female", "Say!")]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    with command_line(monkeypatch, capsys) as call:
-        yield call
 
 
 def run_of(right: list[bool]) -> Run:
