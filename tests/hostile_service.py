@@ -13,13 +13,12 @@ import resource
 import sys
 from pathlib import Path
 
-from fastapi.testclient import TestClient
-
 from service.app import create_app
 from service.logging import configure_logging
 from service.settings import Settings
 from tests.fake_engine import FakeEngine, recording, write_masks
 from tests.hostile_audio import corpus
+from tests.ready_client import ready_client
 from tests.served import WAV
 
 # A few seconds are needed on a laptop; a file that loops takes any amount.
@@ -34,11 +33,9 @@ def main(folder: Path) -> None:
     files = list(corpus())
     app = create_app(Settings(masks_dir=folder / "masks"), FakeEngine())
     with (
-        TestClient(app, raise_server_exceptions=False) as client,
+        ready_client(app, raise_server_exceptions=False) as client,
         (folder / "records.jsonl").open("w", encoding="utf-8") as records,
     ):
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
         client.post("/tasks/asr", content=recording(), headers=WAV)
         before = peak_bytes()
         for name, content in files:

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.ready_client import ready_client
 from training.tiny.samples import ENCODINGS, as_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +26,7 @@ MASKS_DIR = ROOT / "masks" / "tiny-lalm"
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     app = create_app(Settings(masks_dir=MASKS_DIR))
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         yield client
 
 

@@ -19,6 +19,7 @@ from service.keys import KeyFile, KeyFileError, Scope, new_key, revoke_key
 from service.settings import Settings
 from tests.command_line import Cli
 from tests.fake_engine import FakeEngine, recording, write_masks
+from tests.ready_client import ready_client
 from tests.served import WAV, free_port, run, serving
 
 
@@ -42,9 +43,7 @@ def settings(tmp_path: Path, keys_file: Path, key: str) -> Settings:
 @pytest.fixture
 def client(settings: Settings, engine: FakeEngine) -> Iterator[TestClient]:
     app = create_app(settings, engine)
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         yield client
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import soundfile
-from fastapi.testclient import TestClient
 
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
@@ -17,6 +16,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.command_line import Cli, command_line
 from tests.mask_files import random_mask, write_mask_file
+from tests.ready_client import ready_client
 from tests.toy import toy_waveform
 
 LABELS = ["male", "female"]
@@ -60,9 +60,7 @@ def test_run_gives_what_the_service_answers(
 ) -> None:
     app = create_app(Settings(model=str(toy_checkpoint), masks_dir=masks))
     expected = []
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         for recording in recordings:
             answer = client.post("/tasks/asr", files={"file": recording.read_bytes()}).json()
             keys = ("task", "text", "result", "format_ok")

@@ -20,6 +20,7 @@ from service.app import create_app
 from service.keys import Scope, new_key
 from service.settings import Settings
 from tests.fake_engine import IDENTITY, FakeEngine, head_mask, recording, write_masks
+from tests.ready_client import ready_client
 from tests.served import WAV, free_port, run, serving
 
 
@@ -49,9 +50,7 @@ def settings(tmp_path: Path, folder: Path, keys: dict[str, dict[str, str]]) -> S
 def client(settings: Settings, engine: FakeEngine, keys: dict[str, dict[str, str]]) -> Iterator[TestClient]:
     """A client with an admin key."""
     app = create_app(settings, engine)
-    with TestClient(app, headers=keys["admin"]) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app, headers=keys["admin"]) as client:
         yield client
 
 
@@ -98,9 +97,7 @@ def test_a_new_head_mask_is_a_new_task_and_stays_one(
     assert response.status_code == 201
     assert "osr" in [task["name"] for task in client.get("/tasks").json()["tasks"]]
     app = create_app(settings, FakeEngine())
-    with TestClient(app, headers=keys["infer"]) as restarted:
-        assert restarted.portal is not None
-        restarted.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app, headers=keys["infer"]) as restarted:
         assert restarted.get("/tasks/osr").status_code == 200
 
 
@@ -191,9 +188,7 @@ def test_only_an_admin_key_changes_anything(
 
 def test_a_service_without_keys_cannot_be_changed(folder: Path) -> None:
     app = create_app(Settings(masks_dir=folder), FakeEngine())
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         assert client.get("/tasks/asr/mask").status_code == 200
         for method in ("PUT", "DELETE"):
             response = client.request(method, "/tasks/asr/mask", content=changed(folder, "asr"))

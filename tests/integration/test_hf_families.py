@@ -28,6 +28,7 @@ from service.settings import Settings
 from tests.engine_support import make_request, make_row, random_mask, reference, running_engine
 from tests.hf_reference import AUDIO_TOKENS, plain_model, reference_inputs
 from tests.mask_files import mask_file
+from tests.ready_client import ready_client
 from tests.toy import toy_waveform
 from tests.toy_hf import NUM_HEADS, NUM_LAYERS, WRITERS
 
@@ -194,9 +195,7 @@ def client(granite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     masks_dir, identity = tmp_path_factory.mktemp("masks"), identify(granite)
     for seed, task in enumerate(("asr", "gr")):
         mask_file(task, random_mask_of(seed), identity).save(masks_dir / f"{task}.json")
-    with TestClient(create_app(Settings(model=str(granite), masks_dir=masks_dir, max_slots=2))) as client:
-        assert client.portal is not None
-        client.portal.call(client.app.state.runtime.settled.wait)  # type: ignore[attr-defined]
+    with ready_client(create_app(Settings(model=str(granite), masks_dir=masks_dir, max_slots=2))) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ from service.app import create_app
 from service.inference.exceptions import QueueFullError, SequenceFailedError
 from service.settings import Settings
 from tests.fake_engine import LABELS, TEXTS, TIMINGS_MS, FakeEngine, head_mask, recording, write_masks
+from tests.ready_client import ready_client
 
 
 @pytest.fixture
@@ -31,9 +32,7 @@ def app(settings: Settings, engine: FakeEngine) -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         yield client
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.app import create_app
 from service.settings import Settings
+from tests.ready_client import ready_client
 from tests.served import WAV
 
 SAMPLES = sorted((Path(__file__).resolve().parents[2] / "samples").glob("*.wav"))[:4]
@@ -22,9 +23,7 @@ SAMPLES = sorted((Path(__file__).resolve().parents[2] / "samples").glob("*.wav")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(torch_threads=1))) as client:
-        assert client.portal is not None
-        client.portal.call(client.app.state.runtime.settled.wait)  # type: ignore[attr-defined]
+    with ready_client(create_app(Settings(torch_threads=1))) as client:
         yield client
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import soundfile as sf
 import yaml
-from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import reference
 from service.app import create_app
 from service.settings import Settings
+from tests.ready_client import ready_client
 from tests.toy import toy_waveform
 from tests.toy_masks import write_toy_masks
 
@@ -49,9 +49,7 @@ def scrape(toy_checkpoint: Path, toy_family: Any, tmp_path_factory: pytest.TempP
     buffer = io.BytesIO()
     sf.write(buffer, toy_waveform(0.8), 16_000, format="WAV", subtype="PCM_16")
     app = create_app(Settings(model=str(toy_checkpoint), masks_dir=masks_dir, max_slots=2))
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         assert client.post("/tasks/asr", content=buffer.getvalue()).status_code == 200
         assert client.post("/tasks/asr", content=b"").status_code == 400
         yield client.get("/metrics").text

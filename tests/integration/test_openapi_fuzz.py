@@ -24,6 +24,7 @@ from service.app import create_app
 from service.keys import Scope, new_key
 from service.settings import Settings
 from tests.fake_engine import TASKS, FakeEngine, recording, write_masks
+from tests.ready_client import ready_client
 
 CHECKS = [
     not_a_server_error,
@@ -45,11 +46,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     _, secret = new_key(folder / "keys.json", "fuzz", Scope.ADMIN, None)
     options = {"api_keys_file": folder / "keys.json", "feedback_dir": folder / "feedback"}
     app = create_app(Settings(masks_dir=folder / "masks", **options), FakeEngine())
-    with TestClient(
+    with ready_client(
         app, headers={"Authorization": f"Bearer {secret}"}, raise_server_exceptions=False
     ) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
         yield client
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask
@@ -16,6 +15,7 @@ from service.settings import Settings
 from tests.command_line import command_line
 from tests.fake_engine import recording
 from tests.mask_files import write_mask_file
+from tests.ready_client import ready_client
 
 # no head at all; one key-value head and not the other; groups of unequal size
 RAGGED = HeadMask.from_strings(["00000000", "00000110", "01110100"])
@@ -24,9 +24,7 @@ UNEVEN = HeadMask.from_strings(["10010111", "11110110", "01110100"])
 
 def answers_of(settings: Settings, durations_s: tuple[float, ...]) -> list[dict[str, Any]]:
     app = create_app(settings)
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         assert [task["name"] for task in client.get("/tasks").json()["tasks"]] == ["asr"]
         responses = [
             client.post("/tasks/asr", content=recording(seconds), headers={"Content-Type": "audio/wav"})

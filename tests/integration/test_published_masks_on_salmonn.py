@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastapi.testclient import TestClient
 
 from benchmarks.random_salmonn import SMALL, write_random_salmonn
 from service.app import create_app
 from service.settings import Settings
 from tests.command_line import Cli
+from tests.ready_client import ready_client
 from tests.salmonn_toy import DATA
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "published-masks"
@@ -69,9 +69,7 @@ def test_published_masks_are_imported_verified_and_served(
 
     clips = [(DATA / "audio" / f"clip{number}.flac").read_bytes() for number in (0, 1)]
     singles = sorted(set(TASKS) - {"asv"})
-    with TestClient(create_app(Settings(model=str(model_file), masks_dir=masks_dir))) as client:
-        assert client.portal is not None
-        client.portal.call(client.app.state.runtime.settled.wait)  # type: ignore[attr-defined]
+    with ready_client(create_app(Settings(model=str(model_file), masks_dir=masks_dir))) as client:
         several = client.post(f"/tasks?tasks={','.join(singles)}", files={"file": clips[0]}).json()["results"]
         pair = client.post("/tasks/asv", files=[("file", clip) for clip in clips]).json()
     answers = {**several, "asv": pair}

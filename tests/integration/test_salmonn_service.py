@@ -18,6 +18,7 @@ from lalm.head_mask import HeadMask
 from service.app import create_app
 from service.settings import Settings
 from tests.mask_files import write_mask_file
+from tests.ready_client import ready_client
 from tests.salmonn_toy import CASES, DATA, MODEL_FILE, NUM_CLIPS, Reference, head_mask_of, waveform
 
 MAX_NEW_TOKENS = 20
@@ -32,9 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         spec = {"max_new_tokens": MAX_NEW_TOKENS, "num_audios": num_audios}
         write_mask_file(masks_dir, name, identity, head_mask, **spec)
     app = create_app(Settings(model=str(MODEL_FILE), masks_dir=masks_dir, max_slots=3))
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         yield client
 
 
@@ -102,8 +101,6 @@ def test_a_mask_for_other_weights_is_refused(tmp_path: Path) -> None:
     assert head_mask is not None
     write_mask_file(tmp_path, "asr", identity, head_mask)
     app = create_app(Settings(model=str(MODEL_FILE), masks_dir=tmp_path))
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         assert client.get("/readyz").status_code == 503
         assert "fingerprint" in app.state.runtime.failure

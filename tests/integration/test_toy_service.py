@@ -20,6 +20,7 @@ from lalm.head_mask import HeadMask
 from service.app import create_app
 from service.settings import Settings
 from tests.mask_files import write_mask_file
+from tests.ready_client import ready_client
 from tests.toy import toy_waveform
 
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -75,9 +76,7 @@ def client(
             num_audios=2 if name == "asv" else 1,
         )
     app = create_app(Settings(model=str(toy_checkpoint), masks_dir=masks_dir, max_slots=2))
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(app) as client:
         yield client
 
 
