@@ -6,7 +6,6 @@ Paths are relative to the folder the command runs in.
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +16,7 @@ from lalm.task import OutputKind, TaskSpec
 from training.errors import ConfigError
 from training.metrics import TextMetric
 from training.presets import PRESETS
+from training.toml_file import read_toml
 
 Amp = Literal["off", "bfloat16", "float16"]
 
@@ -207,13 +207,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     Raises:
         ConfigError: unreadable, not TOML, an unknown or missing key, or a value that is not allowed.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    values = with_overrides(values, overrides or {}, str(path))
+    values = with_overrides(read_toml(path), overrides or {}, str(path))
     try:
         return parse_config(values, path.name)
     except ConfigError as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import ConfigError
+from training.toml_file import read_toml
 
 WORDINGS = Path(__file__).with_name("wordings.toml")
 
@@ -27,12 +27,7 @@ def load_wordings(path: Path = WORDINGS) -> dict[str, tuple[str, ...]]:
     Raises:
         ConfigError: unreadable, not TOML, or a task whose value is no list of texts.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    values = read_toml(path)
     for task, wordings in values.items():
         good = isinstance(wordings, list) and wordings
         if not good or not all(isinstance(text, str) and text.strip() for text in wordings):
