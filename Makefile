@@ -29,7 +29,7 @@ install: $(VENV)/.dev ## Virtual environment with everything, for development
 serve: $(VENV)/.base ## The service, on http://localhost:8080 (PORT=… moves it)
 	@exec $(BIN)/ahamask serve $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/.dev ## All tests but those marked gpu and slow
+test: $(VENV)/.dev ## All tests but those marked slow
 	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import-linter
