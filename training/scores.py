@@ -88,8 +88,13 @@ def is_verification(task: TaskSpec) -> bool:
 
 def goodness(metrics: dict[str, float]) -> float:
     """One number from 0 to 100, higher is better: the mean of the metrics, error rates turned round."""
-    values = [100.0 - min(value, 100.0) if is_error(name) else value for name, value in metrics.items()]
+    values = [upward(name, value) for name, value in metrics.items()]
     return sum(values) / len(values)
+
+
+def upward(metric: str, value: float) -> float:
+    """The metric, higher is better: of an error rate, what it leaves of 100."""
+    return 100.0 - min(value, 100.0) if is_error(metric) else value
 
 
 def is_error(metric: str) -> bool:

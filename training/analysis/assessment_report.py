@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.analysis.figures import new_axes, save
-from training.scores import is_error, metric_title
+from training.scores import is_error, metric_title, upward
 from training.table import markdown
 
 Record = dict[str, Any]
@@ -59,11 +59,11 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure, axes = new_axes(7.0, 1.2 + 0.45 * len(records))
     for row, record in enumerate(records):
         metric = record["metric"]
-        values = [_upward(metric, each["metrics"][metric]) for each in record["wordings"]]
+        values = [upward(metric, each["metrics"][metric]) for each in record["wordings"]]
         axes.plot([min(values), max(values)], [row, row], color="0.8", linewidth=2, zorder=1)
         axes.scatter(values, [row] * len(values), s=22, color="tab:blue", alpha=0.6, zorder=2)
         if record["mask"] is not None:
-            masked = _upward(metric, record["mask"]["metrics"][metric])
+            masked = upward(metric, record["mask"]["metrics"][metric])
             axes.scatter([masked], [row], s=55, marker="D", color="tab:red", zorder=3)
     labels = [f"{record['task']} ({_label(record['metric'])})" for record in records]
     axes.set_yticks(range(len(records)), labels)
@@ -80,10 +80,6 @@ def _values(record: Record, names: Sequence[str]) -> list[str]:
         spread = f" [{limits[0]:.1f}–{limits[1]:.1f}]" if limits else ""
         cells.append(f"{record['metrics'][name]:.1f}{spread}")
     return cells
-
-
-def _upward(metric: str, value: float) -> float:
-    return 100 - min(value, 100.0) if is_error(metric) else value
 
 
 def _label(metric: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -71,9 +72,10 @@ def assess(
     (out / "assessment.json").write_text(text + "\n", encoding="utf-8")
     (out / "assessment.md").write_text(report.page(records), encoding="utf-8")
     report.draw(records, out / "assessment.png")
-    for line in (json.dumps(one, ensure_ascii=False) for one in records) if as_json else ():
-        typer.echo(line)
-    if not as_json:
+    if as_json:
+        for record in records:
+            typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
         typer.echo(report.overview(records), nl=False)
 
 
@@ -136,8 +138,6 @@ def _configs(
 
 def _task_name(manifest: Path) -> str:
     """The task of the first entry, wherever it stands."""
-    import re
-
     found = re.search(r'"task"\s*:\s*"([^"]+)"', manifest.read_text(encoding="utf-8", errors="replace"))
     if found is None:
         raise typer.BadParameter(f"{manifest}: neither a recipe (*.toml) nor a manifest with a task")

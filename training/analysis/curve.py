@@ -17,7 +17,7 @@ from lalm.head_mask import HeadMask
 from training.analysis.figures import new_axes, save
 from training.bench import Bench, Plan
 from training.mask_logits import binarise
-from training.scores import is_error, metric_title
+from training.scores import metric_title, upward
 from training.sensitivity import main_metric
 from training.table import markdown
 
@@ -76,7 +76,7 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
     for number, record in enumerate(records):
         metric, colour = record["metric"], f"C{number}"
         for name, curve in record["curves"].items():
-            values = [_upward(metric, point[metric]) for point in curve]
+            values = [upward(metric, point[metric]) for point in curve]
             by_logits = name == "logits"
             label = f"{record['task']} ({metric_title(metric)[:-2]})" if by_logits else None
             style = {"linestyle": "-", "marker": "o", "markersize": 3.0} if by_logits else {"linestyle": ":"}
@@ -88,7 +88,3 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
     axes.grid(color="0.9")
     axes.legend(frameon=False)
     save(figure, path)
-
-
-def _upward(metric: str, value: float) -> float:
-    return 100 - min(value, 100.0) if is_error(metric) else value

@@ -10,7 +10,7 @@ from training.analysis.assessment_report import overview, wordings_table
 from training.analysis.curve import curve_table
 from training.analysis.overlap import pairs_table, seeds_table
 from training.analysis.records import Record
-from training.scores import goodness, is_error, is_main, metric_title
+from training.scores import goodness, is_main, metric_title, upward
 from training.table import markdown
 
 FAR_POINTS = 10.0  # a random mask "fails" where it is so far behind the task's own
@@ -138,7 +138,7 @@ def _seeds(results: Results) -> Iterator[str]:
             f"(paper: 32.1 %) and score {min(own):.1f} to {max(own):.1f}",
         )
         mean = sum(own) / len(own)
-        works = common is not None and _up(metric, common[metric]) >= _up(metric, mean) - NEAR_POINTS
+        works = common is not None and upward(metric, common[metric]) >= upward(metric, mean) - NEAR_POINTS
         said = "is empty" if common is None else f"({record['num_in_all']} heads) scores {common[metric]:.1f}"
         yield _verdict(differ and works, f"their intersection {said}")
         yield seeds_table(record)
@@ -152,7 +152,7 @@ def _curves(results: Results, folder: str) -> Iterator[str]:
     yield "## Heads activated in the order of their logits\n"
     for record in results.curves:
         metric, counts = record["metric"], record["counts"]
-        values = [_up(metric, point[metric]) for point in record["curves"]["logits"]]
+        values = [upward(metric, point[metric]) for point in record["curves"]["logits"]]
         target = 0.9 * max(values[: 1 + counts.index(record["num_active"])])
         first = next(count for count, value in zip(counts, values, strict=True) if value >= target)
         between = sum(0.1 * target < value < target for value in values)
@@ -195,7 +195,9 @@ def _folded(title: str, text: str) -> str:
 
 def _reaches(record: Record, best: float) -> bool:
     metric, masked = record["metric"], record["mask"]
-    return masked is not None and _up(metric, masked["metrics"][metric]) >= _up(metric, best) - NEAR_POINTS
+    return (
+        masked is not None and upward(metric, masked["metrics"][metric]) >= upward(metric, best) - NEAR_POINTS
+    )
 
 
 def _good(run: Record) -> float:
@@ -205,10 +207,6 @@ def _good(run: Record) -> float:
 def _metric(metrics: dict[str, float]) -> str:
     names = [name for name in metrics if is_main(name)]
     return next((name for name in names if name != "ifr"), names[0])
-
-
-def _up(metric: str, value: float) -> float:
-    return 100 - min(value, 100.0) if is_error(metric) else value
 
 
 def _range(values: Sequence[int]) -> str:
