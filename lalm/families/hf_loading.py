@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTra
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.errors import ModelError
+from lalm.families.checks import check_complete, check_extractor
 from lalm.families.hf import HfFamily
 from lalm.families.hf_features import GraniteExtractor, granite_mel
 from lalm.families.hf_models import MODELS, HfModel
@@ -35,7 +36,9 @@ def load_hf(folder: Path, name: str, placement: Placement) -> ModelFamily:
     kind, config = _kind_and_config(folder)
     tokens = _chat_tokens(folder, config)
     extractor = _extractor(folder, kind)
-    _check_features(folder, config, extractor)
+    encoder = _encoder_config(config)
+    wanted = {"sampling_rate": SAMPLE_RATE_HZ, "feature_size": encoder.num_mel_bins}
+    check_extractor(folder, extractor, wanted)
     model_class = getattr(transformers, kind.class_name)
     loaded: Any = model_class.from_pretrained(
         folder,
@@ -48,8 +51,7 @@ def load_hf(folder: Path, name: str, placement: Placement) -> ModelFamily:
         output_loading_info=True,
     )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one")
+    check_complete(folder, info["missing_keys"])
     model = _with_adapter(folder, model)
     placement.finish(model)
     model.eval().requires_grad_(False)
@@ -128,13 +130,8 @@ def _extractor(folder: Path, kind: HfModel) -> Any:
     raise ModelError(f"{folder}: there is no preprocessor_config.json")
 
 
-def _check_features(folder: Path, config: Any, extractor: Any) -> None:
-    """The feature extractor must be the encoder's."""
-    encoder = getattr(config, "audio_config", None) or config.encoder_config
-    wanted = {"sampling_rate": SAMPLE_RATE_HZ, "feature_size": encoder.num_mel_bins}
-    for key, value in wanted.items():
-        if (found := getattr(extractor, key, None)) != value:
-            raise ModelError(f"{folder}: the feature extractor's {key} is {found}, the encoder needs {value}")
+def _encoder_config(config: Any) -> Any:
+    return getattr(config, "audio_config", None) or config.encoder_config
 
 
 def _identity(folder: Path, name: str, kind: HfModel, config: Any) -> ModelIdentity:
@@ -150,8 +147,7 @@ def _identity(folder: Path, name: str, kind: HfModel, config: Any) -> ModelIdent
 
 def _essentials(kind: HfModel, config: Any) -> dict[str, Any]:
     """What of the configuration decides over the computation, and no version of a library changes."""
-    text = config.get_text_config()
-    encoder = getattr(config, "audio_config", None) or config.encoder_config
+    text, encoder = config.get_text_config(), _encoder_config(config)
     sizes = ("num_hidden_layers", "num_attention_heads", "hidden_size")
     decoder_keys = (*sizes, "intermediate_size", "num_key_value_heads", "vocab_size", "rms_norm_eps")
     return {

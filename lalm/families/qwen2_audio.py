@@ -30,8 +30,9 @@ from transformers import (
 from lalm import head_gate
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.audio_input import AudioInput
-from lalm.errors import EmptyAudioError, ModelError
+from lalm.errors import EmptyAudioError
 from lalm.families import pruned_qwen2  # noqa: F401  (transformers then loads pruned decoders too)
+from lalm.families.checks import check_complete, check_extractor, of_whisper
 from lalm.families.end_of_text import eos_token_ids
 from lalm.families.placement import Placement
 from lalm.families.prompt_embeds import prompt_embeds
@@ -170,10 +171,9 @@ def load_qwen2_audio(folder: Path, name: str, placement: Placement) -> ModelFami
         output_loading_info=True,
     )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one")
+    check_complete(folder, info["missing_keys"])
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
-    _check_features(folder, model.config.audio_config, processor.feature_extractor)
+    check_extractor(folder, processor.feature_extractor, of_whisper(model.config.audio_config))
     placement.finish(model)
     model.eval().requires_grad_(False)
     decoder = model.model.language_model
@@ -218,18 +218,6 @@ def _batches(lengths: Sequence[int], *, alone: bool) -> list[list[int]]:
 def _num_positions(num_frames: int) -> int:
     """Encoder positions of a clip after the convolutions; pooling halves them into audio tokens."""
     return (num_frames - 1) // 2 + 1
-
-
-def _check_features(folder: Path, encoder_config: Any, extractor: Any) -> None:
-    """The feature extractor must be the encoder's: rate, bins and window."""
-    wanted = {
-        "sampling_rate": SAMPLE_RATE_HZ,
-        "feature_size": encoder_config.num_mel_bins,
-        "nb_max_frames": 2 * encoder_config.max_source_positions,
-    }
-    for key, value in wanted.items():
-        if (found := getattr(extractor, key, None)) != value:
-            raise ModelError(f"{folder}: the feature extractor's {key} is {found}, the encoder needs {value}")
 
 
 def _essentials(config: Any) -> dict[str, Any]:

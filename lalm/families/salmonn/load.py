@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from transformers import WhisperFeatureExtractor
 
 from lalm import head_gate
-from lalm.audio import SAMPLE_RATE_HZ
-from lalm.errors import ModelError
+from lalm.families.checks import check_extractor, of_whisper
 from lalm.families.model_file import ModelFile
 from lalm.families.placement import Placement
 from lalm.families.salmonn.decoder import check_decoder, load_decoder
@@ -71,12 +70,5 @@ def _extractor(parts: Parts) -> WhisperFeatureExtractor:
     """
     folder, config = parts.whisper.path, parts.whisper_config
     extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-    wanted = {
-        "sampling_rate": SAMPLE_RATE_HZ,
-        "feature_size": config.num_mel_bins,
-        "nb_max_frames": 2 * config.max_source_positions,
-    }
-    for key, value in wanted.items():
-        if (found := getattr(extractor, key, None)) != value:
-            raise ModelError(f"{folder}: the feature extractor's {key} is {found}, the encoder needs {value}")
+    check_extractor(folder, extractor, of_whisper(config))
     return extractor
