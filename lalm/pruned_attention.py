@@ -1,8 +1,9 @@
 """Attention of a decoder whose silenced heads are gone: any number of heads a layer, none too.
 
 `shrink` takes heads out of an attention module and leaves its `HeadLayout` on it, where the gated attention
-(`lalm.head_gate`) finds it. Kept query heads stand in their old order. A key-value head stays while one query
-head of its group stays, so that groups are of unequal size, which no attention kernel knows:
+(`lalm.head_gate`) finds it; `head_layouts` hands it to whoever computes attention otherwise. Kept query heads
+stand in their old order. A key-value head stays while one query head of its group stays, so that groups are
+of unequal size, which no attention kernel knows:
 
 - a decode step pads the query (one position) to the largest group; keys and values are not copied;
 - a prefill gives each query head its own keys and values.
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,16 @@ class HeadLayout:
 
     kept_heads: one character a query head of the unpruned layer, 1 = kept.
     num_kv_heads: key-value heads of the unpruned layer; each serves num_heads / num_kv_heads query heads.
+
+    kept: bool [num_heads]. heads, kv_heads: those that are left, by their ascending numbers in that layer.
+    kv_of_head: the place in `kv_heads` of what each of `heads` reads.
     """
 
     def __init__(self, kept_heads: str, num_kv_heads: int) -> None:
         group_size = len(kept_heads) // num_kv_heads
         self.num_heads, self.num_kv_heads = len(kept_heads), num_kv_heads
-        self.heads = [head for head, kept in enumerate(kept_heads) if kept == "1"]
+        self.kept = np.array([kept == "1" for kept in kept_heads])
+        self.heads: list[int] = np.flatnonzero(self.kept).tolist()
         self.kv_heads = sorted({head // group_size for head in self.heads})
         kv_of_head = [self.kv_heads.index(head // group_size) for head in self.heads]
         sizes = [kv_of_head.count(kv) for kv in range(len(self.kv_heads))]
@@ -39,7 +45,7 @@ class HeadLayout:
         self._even = min(sizes, default=0) == self._largest
         ranks = [position - kv_of_head.index(kv) for position, kv in enumerate(kv_of_head)]
         self._cells = [kv * self._largest + rank for kv, rank in zip(kv_of_head, ranks, strict=True)]
-        self._kv_of_head = kv_of_head
+        self.kv_of_head = kv_of_head
         self._indices: dict[tuple[str, torch.device], Tensor] = {}
 
     @property
@@ -81,9 +87,16 @@ class HeadLayout:
     def _index(self, name: str, device: torch.device) -> Tensor:
         index = self._indices.get((name, device))
         if index is None:
-            values = {"kv": self._kv_of_head, "cells": self._cells, "heads": self.heads}[name]
+            values = {"kv": self.kv_of_head, "cells": self._cells, "heads": self.heads}[name]
             index = self._indices[name, device] = torch.tensor(values, device=device)
         return index
+
+
+def head_layouts(decoder: Any) -> list[HeadLayout]:
+    """The heads of each layer of a transformers decoder: those that `shrink` left, or all of them."""
+    config = decoder.config
+    whole = HeadLayout("1" * config.num_attention_heads, config.num_key_value_heads)
+    return [getattr(layer.self_attn, "head_layout", whole) for layer in decoder.layers]
 
 
 def shrink(attention: Any, layout: HeadLayout) -> nn.Module:
@@ -99,7 +112,7 @@ def shrink(attention: Any, layout: HeadLayout) -> nn.Module:
     if not layout.heads:
         if output.bias is not None:
             raise ValueError("a layer whose output projection has a bias cannot lose all of its heads")
-        return SilentAttention(attention.layer_idx)
+        return SilentAttention(attention.layer_idx, layout)
     num_queries, num_keys = (attention.head_dim * len(heads) for heads in (layout.heads, layout.kv_heads))
     for name, size in (("q_proj", num_queries), ("k_proj", num_keys), ("v_proj", num_keys)):
         old = getattr(attention, name)
@@ -113,9 +126,10 @@ def shrink(attention: Any, layout: HeadLayout) -> nn.Module:
 class SilentAttention(nn.Module):
     """The attention of a layer without heads: adds nothing, computes nothing, has no weights."""
 
-    def __init__(self, layer_idx: int) -> None:
+    def __init__(self, layer_idx: int, layout: HeadLayout) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+        self.head_layout = layout
 
     def forward(
         self,

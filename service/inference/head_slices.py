@@ -9,6 +9,9 @@ for each head mask:
 
 The rows of q and k of a head are reordered from transformers' (x_0 … x_{d/2-1}, y_0 … y_{d/2-1}) to pairs
 (x_0, y_0, x_1, y_1, …): their dot product does not change, and the rotary embedding is one complex product.
+
+Each layer of a pruned decoder (`lalm.pruned_attention`) has its own heads. A head mask still counts all heads
+of the unpruned layer; those that are gone are silent whatever it says.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lalm.head_mask import HeadMask
+from lalm.pruned_attention import HeadLayout
 
 # Copies of attention weights kept at most, over all head masks.
 MAX_SLICE_BYTES = 2**30
@@ -33,7 +37,7 @@ class LayerSlice:
     """One layer under one head mask. A layer without active head has num_q = 0 and no weights but `out_bias`.
 
     qkv: float32 [(num_q + 2 * num_kv) * head_dim, hidden]; out: float32 [hidden, num_q * head_dim].
-    kv_heads: the numbers of its num_kv key-value heads in the whole layer; a slice when they are all.
+    kv_heads: the places of its num_kv key-value heads among the layer's; a slice when they are all.
     kv_of_q: int [num_q], the key-value head (counted among the num_kv) of each active head.
     spread: int [num_kv * widest], for each key-value head its active heads, filled up to the widest with any;
     gather: int [num_q], where each active head stands in `spread`.
@@ -58,32 +62,42 @@ class LayerSlice:
 class HeadSlices:
     """The slices of every layer by head mask; the least recently used go when there are too many.
 
-    attentions: a decoder's attention modules, each with linear q_proj, k_proj, v_proj and o_proj.
+    attentions: a decoder's attention modules; those with heads have linear q_proj, k_proj, v_proj and o_proj.
+    layouts: the heads of each.
     num_bytes: what they take; at most `max_bytes`, but for a single head mask that takes more alone.
     """
 
     def __init__(
-        self, attentions: list[Any], num_heads: int, head_dim: int, max_bytes: int = MAX_SLICE_BYTES
+        self,
+        attentions: list[Any],
+        layouts: list[HeadLayout],
+        head_dim: int,
+        max_bytes: int = MAX_SLICE_BYTES,
     ) -> None:
         self._attentions = attentions
-        self._num_heads = num_heads
+        self._layouts = layouts
+        self._kept: NDArray[np.bool_] = np.stack([layout.kept for layout in layouts])
         self._head_dim = head_dim
         self._max_bytes = max_bytes
         self.num_bytes = 0
         self._by_mask: OrderedDict[HeadMask | None, list[LayerSlice]] = OrderedDict()
 
     def of(self, head_mask: HeadMask | None) -> list[LayerSlice]:
-        """One slice a layer; None is the plain model.
+        """One slice a layer; None is the plain model, and so is a head mask that silences none of its heads.
 
         Raises:
             ValueError: a head mask of another shape.
         """
-        if head_mask in self._by_mask:
-            self._by_mask.move_to_end(head_mask)
-            return self._by_mask[head_mask]
         heads = self._heads(head_mask)
-        slices = [self._slice(module, row) for module, row in zip(self._attentions, heads, strict=True)]
-        self._by_mask[head_mask] = slices
+        key = None if np.array_equal(heads, self._kept) else head_mask
+        if key in self._by_mask:
+            self._by_mask.move_to_end(key)
+            return self._by_mask[key]
+        slices = [
+            self._slice(module, layout, row)
+            for module, layout, row in zip(self._attentions, self._layouts, heads, strict=True)
+        ]
+        self._by_mask[key] = slices
         self.num_bytes += sum(part.num_bytes for part in slices)
         while self.num_bytes > self._max_bytes and len(self._by_mask) > 1:
             _, oldest = self._by_mask.popitem(last=False)
@@ -91,22 +105,23 @@ class HeadSlices:
         return slices
 
     def _heads(self, head_mask: HeadMask | None) -> NDArray[np.bool_]:
-        shape = (len(self._attentions), self._num_heads)
+        """The active ones among those that are there: [num_layers, num_heads]."""
         if head_mask is None:
-            return np.ones(shape, dtype=np.bool_)
-        if head_mask.heads.shape != shape:
+            return self._kept
+        if head_mask.heads.shape != self._kept.shape:
             raise ValueError(
                 f"the head mask is {head_mask.num_layers} x {head_mask.num_heads}, "
-                f"the decoder has {shape[0]} layers x {shape[1]} heads"
+                f"the decoder has {self._kept.shape[0]} layers x {self._kept.shape[1]} heads"
             )
-        return head_mask.heads
+        active: NDArray[np.bool_] = head_mask.heads & self._kept
+        return active
 
-    def _slice(self, module: Any, heads: NDArray[np.bool_]) -> LayerSlice:
+    def _slice(self, module: Any, layout: HeadLayout, heads: NDArray[np.bool_]) -> LayerSlice:
+        if not layout.heads:
+            return _without_weights()
         head_dim = self._head_dim
-        num_kv_heads = module.k_proj.out_features // head_dim
-        group_size = self._num_heads // num_kv_heads
-        active = np.flatnonzero(heads)
-        kv_heads, kv_of_q = np.unique(active // group_size, return_inverse=True)
+        active = np.flatnonzero(heads[layout.heads])
+        kv_heads, kv_of_q = np.unique(np.array(layout.kv_of_head)[active], return_inverse=True)
         paired = np.arange(head_dim).reshape(2, -1).T.reshape(-1)
         plain = np.arange(head_dim)
         parts = [
@@ -123,11 +138,17 @@ class HeadSlices:
             qkv_bias=torch.cat([linear.bias[rows] for linear, rows in parts]) if biased else None,
             out=module.o_proj.weight[:, _rows(active, plain)].contiguous(),
             out_bias=module.o_proj.bias,
-            kv_heads=slice(None) if len(kv_heads) == num_kv_heads else torch.from_numpy(kv_heads),
+            kv_heads=slice(None) if len(kv_heads) == len(layout.kv_heads) else torch.from_numpy(kv_heads),
             kv_of_q=torch.from_numpy(kv_of_q),
             spread=spread,
             gather=gather,
         )
+
+
+def _without_weights() -> LayerSlice:
+    """Of a layer whose attention is gone."""
+    weights, index = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    return LayerSlice(0, 0, weights, None, weights, None, slice(None), index, index, index)
 
 
 def _rows(heads: NDArray[np.intp], within: NDArray[np.intp]) -> Tensor:

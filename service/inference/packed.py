@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask
+from lalm.pruned_attention import head_layouts
 from service.inference.chunk import Chunk
 from service.inference.head_slices import HeadSlices
 from service.inference.kv_cache import KvCache
@@ -64,11 +65,13 @@ class PackedDecoder:
         self._norm: nn.Module = decoder.norm
         self._shape = (len(self._layers), config.num_attention_heads)
         self._cache = cache
-        attentions = [layer.self_attn for layer in self._layers]
-        self._head_dim: int = attentions[0].head_dim
-        self._scale: float = attentions[0].scaling
-        self._like = torch.empty(1, config.num_key_value_heads, 0, self._head_dim)
-        self.slices = HeadSlices(attentions, config.num_attention_heads, self._head_dim)
+        attentions, layouts = [layer.self_attn for layer in self._layers], head_layouts(decoder)
+        with_heads = [module for module, layout in zip(attentions, layouts, strict=True) if layout.heads]
+        self._head_dim: int = with_heads[0].head_dim
+        self._scale: float = with_heads[0].scaling
+        self._pruned = not all(layout.kept.all() for layout in layouts)
+        self._likes = [torch.empty(1, len(layout.kv_heads), 0, self._head_dim) for layout in layouts]
+        self.slices = HeadSlices(attentions, layouts, self._head_dim)
         probe = torch.zeros(1, 1, config.hidden_size)
         cos, sin = decoder.rotary_emb(probe, torch.arange(max_positions)[None])
         half = self._head_dim // 2
@@ -84,7 +87,7 @@ class PackedDecoder:
         attention = self._attention(chunks)
         for number, layer in enumerate(self._layers):
             normed = layer.input_layernorm(hidden)
-            stored = self._cache.layer(number, self._like)
+            stored = self._cache.layer(number, self._likes[number])
             if outputs is not None and number == len(self._layers) - 1:
                 hidden = hidden[outputs] + attention.of_outputs(number, normed, stored)
             else:
@@ -94,7 +97,7 @@ class PackedDecoder:
         return last
 
     def _attention(self, chunks: Sequence[Chunk]) -> SlicedAttention | WholeAttention:
-        """What is faster for these chunks."""
+        """What is faster for these chunks; a pruned decoder, which serves one head mask, has slices only."""
         rotations = self._rotations[_positions(chunks)][:, None]
         groups, start = [], 0
         for head_mask, members in groupby(chunks, key=lambda chunk: chunk.head_mask):
@@ -102,7 +105,8 @@ class PackedDecoder:
             stop = start + sum(chunk.length for chunk in of_mask)
             groups.append(Group(of_mask, self.slices.of(head_mask), start, stop))
             start = stop
-        if len(groups) > 1 and all(chunk.length == chunk.num_outputs == 1 for chunk in chunks):
+        single = all(chunk.length == chunk.num_outputs == 1 for chunk in chunks)
+        if single and len(groups) > 1 and not self._pruned:
             whole = self.slices.of(None)
             num_weights = sum(part.num_bytes for part in whole)
             shares = [sum(part.num_bytes for part in group.slices) / num_weights for group in groups]

@@ -129,7 +129,7 @@ class SlicedAttention:
 class WholeAttention:
     """For one decode step, all chunks being one position.
 
-    whole: every layer with all its heads. gate: [num_layers, len(chunks), num_heads].
+    whole: every layer with all its heads, none pruned. gate: [num_layers, len(chunks), num_heads].
     """
 
     def __init__(

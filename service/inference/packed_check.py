@@ -11,6 +11,7 @@ import torch
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask
+from lalm.pruned_attention import HeadLayout, head_layouts
 from service.inference.chunk import Chunk
 from service.inference.kv_cache import KvCache
 from service.inference.packed import PackedDecoder
@@ -28,8 +29,8 @@ log = structlog.get_logger(__name__)
 def can_pack(family: ModelFamily) -> bool:
     """Whether the packed pass is written for this decoder, and gives what the decoder gives.
 
-    It is for small enough decoders of the Qwen2 and LLaMA kind in float32 on a CPU, with full attention.
-    Costs a pass of each.
+    It is for small enough decoders of the Qwen2 and LLaMA kind in float32 on a CPU, with full attention;
+    pruned ones too, while a head is left. Costs a pass of each.
     """
     if family.device.type != "cpu" or family.dtype is not torch.float32 or not _has_the_parts(family.decoder):
         return False
@@ -53,19 +54,27 @@ def _has_the_parts(decoder: Any) -> bool:
         return False
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
         return False
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for layer in layers:
-        if {name for name, _ in layer.named_children()} != _LAYER_PARTS:
-            return False
-        projections = dict(layer.self_attn.named_children())
-        if set(projections) != _ATTENTION_PARTS:
-            return False
-        if any(type(linear) is not torch.nn.Linear for linear in projections.values()):
-            return False
-        if any(projections[name].out_features != heads[name] * layer.self_attn.head_dim for name in heads):
-            return False  # heads are gone for good
+    if any({name for name, _ in layer.named_children()} != _LAYER_PARTS for layer in layers):
+        return False
+    attentions = [
+        (layer.self_attn, layout)
+        for layer, layout in zip(layers, head_layouts(decoder), strict=True)
+        if layout.heads
+    ]
+    if not attentions or not all(_has_the_projections(*pair) for pair in attentions):
+        return False
     num_bytes = sum(weight.nbytes for layer in layers for weight in layer.self_attn.parameters())
     return bool(num_bytes <= MAX_ATTENTION_BYTES)
+
+
+def _has_the_projections(attention: Any, layout: HeadLayout) -> bool:
+    projections = dict(attention.named_children())
+    if set(projections) != _ATTENTION_PARTS:
+        return False
+    if any(type(linear) is not torch.nn.Linear for linear in projections.values()):
+        return False
+    num_heads = {"q_proj": len(layout.heads), "k_proj": len(layout.kv_heads)}
+    return all(projections[name].out_features == num_heads[name] * attention.head_dim for name in num_heads)
 
 
 @torch.inference_mode()
@@ -74,8 +83,10 @@ def _agrees(family: ModelFamily) -> bool:
     decoder: Any = family.decoder
     identity = family.identity
     shape = (identity.num_layers, identity.num_heads)
-    rng = np.random.default_rng(0)
-    head_mask = HeadMask.random(shape[0] * shape[1] * 2 // 3, rng, shape)
+    heads = np.stack([layout.kept for layout in head_layouts(decoder)])
+    there = np.random.default_rng(0).permutation(np.flatnonzero(heads))
+    heads.flat[there[: len(there) // 3]] = False
+    head_mask = HeadMask(heads)
     generator = torch.Generator().manual_seed(0)
     hidden_size: int = decoder.config.hidden_size
     scale = decoder.get_input_embeddings().weight.std()

@@ -18,6 +18,7 @@ from lalm.families import load_family
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask
+from lalm.pruned_attention import head_layouts
 from service.inference.chunk import Chunk
 from service.inference.head_slices import HeadSlices, LayerSlice
 from service.inference.kv_cache import KvCache
@@ -134,9 +135,10 @@ def test_only_the_outputs_asked_for_come_back_in_the_order_of_the_chunks(toy_fam
 
 def test_slices_of_many_head_masks_stay_within_their_memory(toy_family: ModelFamily) -> None:
     attentions = [layer.self_attn for layer in toy_family.decoder.layers]
+    layouts = head_layouts(toy_family.decoder)
     masks = [random_mask(toy_family, seed) for seed in range(5)]
-    one = sum(part.num_bytes for part in HeadSlices(attentions, 8, 8).of(masks[0]))
-    slices = HeadSlices(attentions, 8, 8, max_bytes=3 * one)
+    one = sum(part.num_bytes for part in HeadSlices(attentions, layouts, 8).of(masks[0]))
+    slices = HeadSlices(attentions, layouts, 8, max_bytes=3 * one)
     first = slices.of(masks[0])
     for head_mask in masks[1:3]:
         slices.of(head_mask)
@@ -146,7 +148,7 @@ def test_slices_of_many_head_masks_stay_within_their_memory(toy_family: ModelFam
     assert slices.num_bytes <= 3 * one
     assert slices.of(masks[0]) is first  # the latest but two
     again = slices.of(masks[1])
-    assert torch.equal(again[0].qkv, HeadSlices(attentions, 8, 8).of(masks[1])[0].qkv)
+    assert torch.equal(again[0].qkv, HeadSlices(attentions, layouts, 8).of(masks[1])[0].qkv)
 
 
 def test_head_masks_that_are_expected_are_prepared(toy_family: ModelFamily) -> None:
