@@ -19,6 +19,7 @@ from service.keys import Scope, new_key
 from service.routes.feedback import MAX_FEEDBACK_BYTES
 from service.settings import Settings
 from tests.fake_engine import TASKS, FakeEngine, recording, write_masks
+from tests.ready_client import ready_client
 from tests.served import LIMIT_S, WAV
 from training.manifest import load_manifest
 from training.splits import load_any
@@ -38,10 +39,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def make(**options: Any) -> TestClient:
             app = create_app(Settings(masks_dir=tmp_path / "masks", **options), FakeEngine())
-            client = stack.enter_context(TestClient(app))
-            assert client.portal is not None
-            client.portal.call(app.state.runtime.settled.wait)
-            return client
+            return stack.enter_context(ready_client(app))
 
         yield make
 

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from lalm.head_mask import ModelIdentity
 from service.app import create_app, serve, serve_app
 from service.settings import Settings
 from tests.fake_engine import IDENTITY, FakeEngine, FakeFamily
 from tests.served import LIMIT_S, free_port, run, serving
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
 
 
 def test_while_loading_the_service_is_alive_and_not_ready(settings: Settings, engine: FakeEngine) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import soundfile as sf
-import structlog
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -27,6 +25,7 @@ from service.app import create_app
 from service.inference.exceptions import OutOfMemoryError
 from service.logging import configure_logging
 from service.settings import Settings, SettingsError
+from tests.ready_client import ready_client
 from tests.toy import toy_waveform
 from tests.toy_masks import write_toy_masks
 
@@ -91,10 +90,7 @@ def settings(collector: Collector, toy_checkpoint: Path, toy_family: ModelFamily
 @contextmanager
 def client_of(settings: Settings) -> Iterator[TestClient]:
     """A client of a service that has sent all its spans once it is left."""
-    app = create_app(settings)
-    with TestClient(app) as client:
-        assert client.portal is not None
-        client.portal.call(app.state.runtime.settled.wait)
+    with ready_client(create_app(settings)) as client:
         yield client
 
 
@@ -166,15 +162,6 @@ def test_a_failed_request_is_an_error(
     (request,) = collector.named("POST /tasks/{task}")
     assert request.status.code == Status.StatusCode.STATUS_CODE_ERROR
     assert [span.name for span in collector.children(request)] == ["audio"]
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.mark.usefixtures("_logging_restored")
