@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +38,10 @@ def toy_family(toy_checkpoint: Path) -> ModelFamily:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     with command_line(monkeypatch, capsys) as call:
         yield call
+
+
+def pytest_sessionfinish() -> None:
+    """Wait for models that load: Python aborts at its end while torch is at work in a daemon thread."""
+    for thread in threading.enumerate():
+        if thread.name == "loading":
+            thread.join(120)
