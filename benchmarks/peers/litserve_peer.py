@@ -7,11 +7,9 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 from benchmarks.jobs import REPOSITORY, Job, Recording, Task
 from benchmarks.peers.peer import Answer, PeerError
-from benchmarks.peers.process import ServerProcess, free_port
+from benchmarks.peers.process import Served, free_port
 
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 
@@ -28,7 +26,7 @@ class LitServePeer:
 
     @property
     def pid(self) -> int:
-        return self._server.pid
+        return self._served.pid
 
     async def start(self) -> None:
         if not PYTHON.exists():
@@ -36,14 +34,8 @@ class LitServePeer:
         port = free_port()
         command = [str(PYTHON), "-m", "benchmarks.peers.litserve_app"]
         command += ["--checkpoint", str(self._checkpoint), "--port", str(port)]
-        self._server = ServerProcess(command, self._logs / "litserve.log", {"PYTHONPATH": str(REPOSITORY)})
-        try:
-            await self._server.wait_until(f"http://127.0.0.1:{port}/health")
-        except PeerError:
-            self._server.stop()
-            raise
-        self._client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=None, limits=httpx.Limits(max_connections=None)
+        self._served = await Served.start(
+            command, self._logs / "litserve.log", {"PYTHONPATH": str(REPOSITORY)}, port=port, ready="/health"
         )
 
     async def answer(self, job: Job) -> Answer:
@@ -52,7 +44,7 @@ class LitServePeer:
             "instruction": job.task.instruction,
             "max_new_tokens": job.task.spec.max_new_tokens,
         }
-        response = await self._client.post("/predict", json=request)
+        response = await self._served.client.post("/predict", json=request)
         if response.status_code != 200:
             return Answer("", error=f"HTTP {response.status_code}")
         body = response.json()
@@ -65,5 +57,4 @@ class LitServePeer:
         )
 
     async def stop(self) -> None:
-        await self._client.aclose()
-        self._server.stop()
+        await self._served.close()

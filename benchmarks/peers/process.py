@@ -1,4 +1,4 @@
-"""Processes of peers: started on a free port, waited for, and ended."""
+"""Processes of peers: started on a free port, waited for, asked, and ended."""
 
 from __future__ import annotations
 
@@ -86,3 +86,38 @@ class ServerProcess:
         for child in alive:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
+
+
+class Served:
+    """A server that answers and a client for it; both end together."""
+
+    def __init__(self, server: ServerProcess, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self._server = server
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], log: Path, env: Mapping[str, str], *, port: int, ready: str
+    ) -> Served:
+        """Run `command`, which listens on `port`, until the path `ready` answers 200.
+
+        Raises:
+            PeerError: it ended or took too long; nothing of it is left.
+        """
+        address = f"http://127.0.0.1:{port}"
+        server = ServerProcess(command, log, env)
+        try:
+            await server.wait_until(address + ready)
+        except PeerError:
+            server.stop()
+            raise
+        limits = httpx.Limits(max_connections=None)
+        return cls(server, httpx.AsyncClient(base_url=address, timeout=None, limits=limits))
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        self._server.stop()

@@ -15,7 +15,7 @@ import httpx
 
 from benchmarks.jobs import REPOSITORY, Job, Recording, Task
 from benchmarks.peers.peer import Answer
-from benchmarks.peers.process import ServerProcess, free_port
+from benchmarks.peers.process import Served, free_port
 
 _INSIDE = ("encoder", "prefill", "decode")
 _MAX_WAIT_S = 2.0
@@ -33,17 +33,15 @@ class ServicePeer:
 
     @property
     def pid(self) -> int:
-        return self._server.pid
+        return self._served.pid
 
     async def start(self) -> None:
         port = free_port()
         command = [sys.executable, str(REPOSITORY / "ahamask.py"), "serve"]
         command += ["--model", str(self._checkpoint), "--port", str(port)]
         environment = {"AHAMASK_LOG_LEVEL": "warning", "AHAMASK_MAX_AUDIO_CACHE_BYTES": "0"}
-        self._server = ServerProcess(command, self._logs / "ahamask.log", environment)
-        await self._server.wait_until(f"http://127.0.0.1:{port}/readyz")
-        self._client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=None, limits=httpx.Limits(max_connections=None)
+        self._served = await Served.start(
+            command, self._logs / "ahamask.log", environment, port=port, ready="/readyz"
         )
 
     async def answer(self, job: Job) -> Answer:
@@ -63,7 +61,7 @@ class ServicePeer:
     async def _post(self, path: str, recording: Recording) -> tuple[httpx.Response, int]:
         num_refused = 0
         while True:
-            response = await self._client.post(
+            response = await self._served.client.post(
                 path, content=recording.content, headers={"Content-Type": "audio/wav"}
             )
             if response.status_code != 429:
@@ -72,8 +70,7 @@ class ServicePeer:
             await asyncio.sleep(min(float(response.headers.get("Retry-After", "1")), _MAX_WAIT_S))
 
     async def stop(self) -> None:
-        await self._client.aclose()
-        self._server.stop()
+        await self._served.close()
 
 
 def _answer(body: dict[str, Any], num_refused: int) -> Answer:

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.jobs import Job, Recording, Task
 from benchmarks.peers.litserve_peer import PYTHON
 from benchmarks.peers.peer import Answer, PeerError
-from benchmarks.peers.process import ServerProcess, free_port
+from benchmarks.peers.process import Served, free_port
 
 COMMAND = PYTHON.parent / "transformers"
 
@@ -31,7 +29,7 @@ class TransformersServePeer:
 
     @property
     def pid(self) -> int:
-        return self._server.pid
+        return self._served.pid
 
     async def start(self) -> None:
         if not COMMAND.exists():
@@ -39,21 +37,19 @@ class TransformersServePeer:
         port = free_port()
         command = [str(COMMAND), "serve", str(self._checkpoint), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--device", "cpu", "--dtype", "float32", "--log-level", "error"]
-        self._server = ServerProcess(command, self._logs / "transformers-serve.log", {"HF_HUB_OFFLINE": "1"})
-        try:
-            await self._server.wait_until(f"http://127.0.0.1:{port}/v1/models")
-        except PeerError:
-            self._server.stop()
-            raise
-        self._client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=None, limits=httpx.Limits(max_connections=None)
+        self._served = await Served.start(
+            command,
+            self._logs / "transformers-serve.log",
+            {"HF_HUB_OFFLINE": "1"},
+            port=port,
+            ready="/v1/models",
         )
 
     async def answer(self, job: Job) -> Answer:
         request = self._request(job)
         pieces: list[str] = []
         first_s = None
-        async with self._client.stream("POST", "/v1/chat/completions", json=request) as response:
+        async with self._served.client.stream("POST", "/v1/chat/completions", json=request) as response:
             if response.status_code != 200:
                 return Answer("", error=f"HTTP {response.status_code}")
             async for line in response.aiter_lines():
@@ -82,8 +78,7 @@ class TransformersServePeer:
         return [await self.answer(Job(recording, recording.name, task)) for task in tasks]
 
     async def stop(self) -> None:
-        await self._client.aclose()
-        self._server.stop()
+        await self._served.close()
 
 
 def _piece(line: str) -> str:

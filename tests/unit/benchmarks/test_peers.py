@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -41,7 +42,8 @@ def body(text: str) -> dict[str, Any]:
 
 def served_by(handler: Any) -> ServicePeer:
     peer = ServicePeer(Path("unused"), Path("unused"))
-    peer._client = httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://service")
+    client = httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://service")
+    peer._served = SimpleNamespace(client=client)
     return peer
 
 
