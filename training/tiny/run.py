@@ -59,8 +59,7 @@ class Run:
         return Random(f"{self.seed}-{purpose}")
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on an accelerator; on a CPU it is slower than float32 where the CPU has no units for
-        it."""
+        """bfloat16 on an accelerator, float32 on a CPU."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device != "cpu")
 
     def endless_batches(self, size: int) -> Iterator[list[int]]:
