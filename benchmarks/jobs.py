@@ -51,9 +51,11 @@ class Job:
 
 
 def load_tasks(masks: Path, recipes: Path) -> list[Task]:
-    """Every task that has both a mask file and a recipe with an instruction, by name."""
+    """Every task about one speaker's words or voice that has a mask file and a recipe with an instruction,
+    by name."""
+    asked = {task for _, task in load_expected(SAMPLES)}
     tasks = []
-    for path in sorted(masks.glob("*.json")):
+    for path in sorted(path for path in masks.glob("*.json") if path.stem in asked):
         mask_file = MaskFile.load(path)
         config = load_config(recipes / f"{path.stem}.toml")
         tasks.append(Task(mask_file.task, mask_file, config.all_instructions[0]))
@@ -61,9 +63,10 @@ def load_tasks(masks: Path, recipes: Path) -> list[Task]:
 
 
 def load_recordings(folder: Path) -> list[Recording]:
-    """The WAV files of a folder, by name."""
+    """The WAV files of a folder with one speaker each, by name."""
     recordings = []
-    for path in sorted(folder.glob("*.wav")):
+    for name in sorted({file for file, _ in load_expected(folder)}):
+        path = folder / name
         with wave.open(str(path)) as file:
             duration_s = file.getnframes() / file.getframerate()
         recordings.append(Recording(path.name, path.read_bytes(), duration_s))
@@ -71,9 +74,12 @@ def load_recordings(folder: Path) -> list[Recording]:
 
 
 def load_expected(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """The right result of a sample's file name and a task."""
+    """The right result of a file name and a task, of the samples with one speaker each: those that have a
+    right transcript."""
     entries = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    return {(entry["file"], entry["task"]): entry["result"] for entry in entries}
+    spoken = {entry["file"] for entry in entries if entry["task"] == "asr"}
+    single = [entry for entry in entries if isinstance(entry["file"], str)]
+    return {(e["file"], e["task"]): e["result"] for e in single if e["file"] in spoken}
 
 
 def fresh(recording: Recording, number: int) -> Recording:

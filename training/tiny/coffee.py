@@ -7,6 +7,7 @@ the model can be tried on recordings of people; the sentences around them are dr
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 DRINKS = {
     "coffee": "kaffee", "iced coffee": "eiskaffee", "drip coffee": "filterkaffee", "house coffee":
@@ -55,22 +56,63 @@ def _extra(rng: Random, table: dict[str, str]) -> tuple[str, str]:
 
 
 def draw_order(rng: Random) -> tuple[str, str]:
-    """An order in English and in German, lower case without punctuation;"""
-    drink, getraenk = rng.choice(list(DRINKS.items()))
-    before, davor, danach = [], [], []
-    if rng.random() < 0.5:
-        size, groesse = rng.choice(list(SIZES.items()))
-        before, davor = [size], [groesse]
-    for table in (SHOTS, ROASTS):
-        if rng.random() < 0.4:
-            word, wort = rng.choice(list(table.items()))
-            before.append(word)
-            danach.append(wort)
-    rng.shuffle(before)
-    phrase = " ".join([*before, drink])
-    german = " ".join(["einen", *davor, getraenk, *danach])
-    extras = [_extra(rng, table) for table in (MILKS, SUGARS) if rng.random() < 0.4]
-    rng.shuffle(extras)
+    """An order in English and in German, lower case without punctuation."""
+    drink = rng.choice(list(DRINKS.items()))
+    size = rng.choice(list(SIZES.items())) if rng.random() < 0.5 else None
+    kinds = [rng.choice(list(table.items())) for table in (SHOTS, ROASTS) if rng.random() < 0.4]
+    before = _shuffled(rng, [en for en, _ in ([size] if size else []) + kinds])
+    extras = _shuffled(rng, [_extra(rng, table) for table in (MILKS, SUGARS) if rng.random() < 0.4])
+    return _sentence(rng, drink, size, kinds, before, extras)
+
+
+def draw_order_of(slots: dict[str, str], rng: Random) -> tuple[str, str]:
+    """An order with the given slots, named as in the benchmark's labels, in English and in German.
+
+    Raises:
+        KeyError: a slot or a value that is not in the grammar.
+    """
+    values = {name: value.strip().lower() for name, value in slots.items()}
+    drink = _entry(DRINKS, values.pop("coffeeDrink"))
+    size = _entry(SIZES, values.pop("size")) if "size" in values else None
+    kinds = [
+        _entry(table, values.pop(name))
+        for name, table in (("numberOfShots", SHOTS), ("roast", ROASTS))
+        if name in values
+    ]
+    tables = {"milkAmount": MILKS, "sugarAmount": SUGARS}
+    extras = [_extra_of(value, tables[name]) for name, value in values.items()]
+    before = _shuffled(rng, [en for en, _ in ([size] if size else []) + kinds])
+    return _sentence(rng, drink, size, kinds, before, _shuffled(rng, extras))
+
+
+def _entry(table: dict[str, str], english: str) -> tuple[str, str]:
+    return english, table[english]
+
+
+def _extra_of(value: str, table: dict[str, str]) -> tuple[str, str]:
+    """The German of an extra, as "a bit of soy milk"."""
+    name = max((name for name in table if value.endswith(name)), key=len, default=value)
+    amount = value.removesuffix(name).strip()
+    return value, f"{AMOUNTS[amount]} {table[name]}".strip()
+
+
+def _shuffled(rng: Random, values: list[Any]) -> list[Any]:
+    rng.shuffle(values)
+    return values
+
+
+def _sentence(
+    rng: Random,
+    drink: tuple[str, str],
+    size: tuple[str, str] | None,
+    kinds: list[tuple[str, str]],
+    before: list[str],
+    extras: list[tuple[str, str]],
+) -> tuple[str, str]:
+    """`before` are the English words before the drink, in their order."""
+    phrase = " ".join([*before, drink[0]])
+    sizes = [size[1]] if size else []
+    german = " ".join(["einen", *sizes, drink[1], *(wort for _, wort in kinds)])
     if extras:
         phrase += " with " + " and ".join(en for en, _ in extras)
         german += " mit " + " und ".join(de for _, de in extras)

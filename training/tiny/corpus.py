@@ -37,7 +37,7 @@ from training.tiny.records import TASKS, Pair, Record, answers
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
-SIZES: dict[Split, int] = {"train": 24_000, "dev": 600, "test": 600}
+SIZES: dict[Split, int] = {"train": 20_000, "dev": 600, "test": 600}
 # Sound scenes and overlaps, as shares of the utterances.
 MIXED_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
 NUM_PAIRS: dict[Split, int] = {"train": 6_000, "dev": 600, "test": 600}

@@ -8,10 +8,13 @@ its own. What a recording does not have (a speaker in a sound scene) adds no los
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jiwer import wer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +26,6 @@ from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 LOSS_WEIGHTS = {"speaker": 0.1}  # the others: 1
-PEAK_RATE = 1e-3
 NO_LABEL = -100
 
 
@@ -99,15 +101,27 @@ class EncoderStage:
         """Read the tower that an earlier run saved."""
         saved = torch.load(self._state, weights_only=True, map_location=self._run.device)
         self._tower.load_state_dict(saved["tower"])
+        self._listener.load_state_dict(saved["listener"])
 
-    def train(self, steps: int, batch_size: int) -> None:
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the audio tower of an earlier checkpoint of the same architecture.
+
+        Raises:
+            RuntimeError: its layers have other shapes.
+        """
+        prefix = "audio_tower."
+        state = load_file(checkpoint / "model.safetensors")
+        found = {k.partition(prefix)[2]: v.float() for k, v in state.items() if prefix in k}
+        self._tower.load_state_dict(found)
+
+    def train(self, steps: int, batch_size: int, peak_rate: float) -> None:
         """Train for `steps`; the log gets the dev split's scores every 250."""
         run, tower = self._run, self._tower.train()
         trained = [p for p in [*tower.parameters(), *self._listener.parameters()] if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(trained, lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK_RATE)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak_rate)
             mels, lengths = augment(*run.train.pad(indices), run.generator)
             losses = self._losses([run.train.records[i] for i in indices], mels, lengths)
             loss = sum((LOSS_WEIGHTS.get(k, 1.0) * v for k, v in losses.items()), torch.zeros(()))
@@ -120,7 +134,9 @@ class EncoderStage:
                 seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
                 run.report(stage="encoder", step=step + 1, seconds=seconds, loss=mean, **self.scores(run.dev))
                 total = 0.0
-                torch.save({"tower": tower.state_dict()}, self._state)
+                torch.save(
+                    {"tower": tower.state_dict(), "listener": self._listener.state_dict()}, self._state
+                )
 
     def _losses(self, records: list[Record], mels: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         run, listener = self._run, self._listener
@@ -152,6 +168,17 @@ class EncoderStage:
         events = F.binary_cross_entropy_with_logits(listener.events(mean).float(), heard, reduction="none")
         out["events"] = events.sum(1).mean()
         return out
+
+    @torch.inference_mode()
+    def letter_log_probs(self, mel: np.ndarray) -> Tensor:
+        """What the letters of a recording are: log-probabilities [num_frames, letters and blank].
+
+        mel: log-mel spectrogram [num_mel_bins, num_frames].
+        """
+        device = self._run.device
+        mels, lengths = Corpus([], [mel], []).pad([0])
+        frames, num_frames, _, _ = encode(self._tower, mels.to(device), lengths.to(device))
+        return F.log_softmax(self._listener.letters(frames[0, : int(num_frames)]), dim=-1).cpu()
 
     def _ids(self, text: str | None) -> list[int]:
         return list(self._run.tokenizer.backend_tokenizer.encode(text or "", add_special_tokens=False).ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,7 @@ from training.tiny.records import Pair, Record, read_pairs, read_records
 NUM_MEL_BINS = 128
 
 
+@cache
 def feature_extractor() -> WhisperFeatureExtractor:
     """The real model's front end: 16 kHz, 128 mel bins, 10 ms hop, 30 s window."""
     return WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
@@ -27,14 +29,15 @@ def feature_extractor() -> WhisperFeatureExtractor:
     )
 
 
-def _log_mel(paths: list[str]) -> list[np.ndarray]:
+def log_mel(wave: np.ndarray) -> np.ndarray:
+    """Log-mel spectrogram float16 [num_mel_bins, num_frames] of float32 [num_samples] at 16 kHz."""
     extractor: Any = feature_extractor()
-    mels = []
-    for path in paths:
-        wave, _ = soundfile.read(path, dtype="float32")
-        mel = extractor(wave, sampling_rate=16_000, padding=False, return_tensors="np")["input_features"][0]
-        mels.append(mel.astype(np.float16))
-    return mels
+    mel = extractor(wave, sampling_rate=16_000, padding=False, return_tensors="np")["input_features"][0]
+    return np.asarray(mel, dtype=np.float16)
+
+
+def _log_mels(paths: list[str]) -> list[np.ndarray]:
+    return [log_mel(soundfile.read(path, dtype="float32")[0]) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,17 @@ class Corpus:
             paths = [str(folder / record.path) for record in records]
             chunks = [paths[i : i + 250] for i in range(0, len(paths), 250)]
             with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                mels = [mel for chunk in pool.map(_log_mel, chunks) for mel in chunk]
+                mels = [mel for chunk in pool.map(_log_mels, chunks) for mel in chunk]
             lengths = np.array([mel.shape[1] for mel in mels])
             np.savez(cache, mel=np.concatenate(mels, axis=1), lengths=lengths)
         stored = np.load(cache)
         mels = np.split(stored["mel"], np.cumsum(stored["lengths"])[:-1], axis=1)
         return cls(records, mels, read_pairs(folder))
+
+    def with_more(self, other: Corpus, repeats: int) -> Corpus:
+        """This split and another one's recordings, so many times, behind it."""
+        records, mels = other.records * repeats, other.mels * repeats
+        return Corpus([*self.records, *records], [*self.mels, *mels], self.pairs)
 
     def batches(self, rng: Random, size: int) -> list[list[int]]:
         """Indices in batches of ``size`` clips of alike length, in random order (a pass over the split)."""

@@ -102,7 +102,8 @@ def build_model(tokenizer: Any) -> Any:
     model: Any = Qwen2AudioForConditionalGeneration(config)
     AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
     AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
-    model.model.language_model.set_attn_implementation(FLOAT32_ATTENTION)
+    for part in (model.model.audio_tower, model.model.language_model):
+        part.set_attn_implementation(FLOAT32_ATTENTION)
     positions = model.model.audio_tower.embed_positions
     with torch.no_grad():  # Whisper's sinusoids; transformers leaves them to the checkpoint
         half = torch.arange(128) * (-torch.log(torch.tensor(10_000.0)) / 127)

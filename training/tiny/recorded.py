@@ -2,7 +2,7 @@
 
 Digits of the Free Spoken Digit Dataset: the share of takes of the held-out speaker whose transcript is the
 digit and nothing else. Coffee orders of Picovoice's speech-to-intent benchmark, which come with slots and
-no transcripts: the share of the slots' words that stand in the transcript.
+no transcripts: the share of the slots' words that stand in the transcript, of the orders held out.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import soundfile
-import soxr
 import torch
 import typer
 
@@ -24,14 +22,13 @@ from lalm.head_mask import MaskFile
 from training.generation import generate
 from training.tiny.digits import HELD_OUT_SPEAKER
 from training.tiny.grammar import DIGITS
-from training.tiny.studio import SAMPLE_RATE_HZ
+from training.tiny.orders import is_held_out, read_labels, read_wave
 
 
 def transcripts(family: ModelFamily, mask: MaskFile, paths: Iterable[Path]) -> Iterator[str]:
     """The masked model's answer to each recording."""
     for path in paths:
-        wave, rate = soundfile.read(path, dtype="float32")
-        wave = soxr.resample(wave, rate, SAMPLE_RATE_HZ)
+        wave = read_wave(path)
         with torch.inference_mode():
             prompt = family.embed_prompt(family.embed_audio([family.features(wave)]))
             ids = generate(
@@ -59,13 +56,13 @@ def digit_accuracy(family: ModelFamily, mask: MaskFile, folder: Path, limit: int
 
 
 def order_recall(family: ModelFamily, mask: MaskFile, folder: Path, limit: int | None) -> dict[str, float]:
-    """Recall of slot words over all orders."""
-    labels: dict[str, Any] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    names = sorted(labels)[:limit]
+    """Recall of slot words over the orders held out."""
+    labels = read_labels(folder)
+    names = [name for name in labels if is_held_out(name)][:limit]
     found = total = 0
     heard = transcripts(family, mask, (folder / name for name in names))
     for name, answer in zip(names, heard, strict=True):
-        part, whole = slot_recall(labels[name]["slots"], answer)
+        part, whole = slot_recall(labels[name], answer)
         found, total = found + part, total + whole
     return {"num_examples": len(names), "slot_word_recall": found / max(1, total)}
 

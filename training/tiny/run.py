@@ -33,12 +33,15 @@ def tokenizer_texts(records: list[Record]) -> list[str]:
 
 
 class Run:
-    """State of one pretraining; `work` keeps the log and the stages' weights."""
+    """State of one pretraining; `work` keeps the log and the stages' weights.
 
-    def __init__(self, corpus: Path, work: Path, device: str, seed: int) -> None:
+    `half` computes in bfloat16 where that is safe; weights, optimizer and attention stay float32.
+    """
+
+    def __init__(self, corpus: Path, work: Path, device: str, seed: int, *, half: bool = True) -> None:
         torch.manual_seed(seed)
         work.mkdir(parents=True, exist_ok=True)
-        self.device, self.work, self.seed = device, work, seed
+        self.device, self.work, self.seed, self._half = device, work, seed, half
         self.rng = Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         started = time.monotonic()
@@ -59,8 +62,8 @@ class Run:
         return Random(f"{self.seed}-{purpose}")
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on an accelerator, float32 on a CPU."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device != "cpu")
+        """bfloat16 for matrix products, if the run is to have it."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._half)
 
     def endless_batches(self, size: int) -> Iterator[list[int]]:
         """Batches of indices of the train split, pass after pass."""

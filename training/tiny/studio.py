@@ -29,7 +29,7 @@ WITH_PITCH_TARGETS = ("awb", "slt")  # flite voices that follow them
 PACKAGES = {
     "espeak-ng": "espeak-ng",
     "flite": "flite",
-    "text2wave": "festival festvox-kdlpc16k festvox-us-slt-hts",
+    "text2wave": "festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts",
 }  # Debian's, of each command
 
 Wave = NDArray[np.float32]

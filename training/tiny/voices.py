@@ -42,13 +42,14 @@ VOICES: dict[Split, dict[Voice, float]] = {
         Voice("flite", "awb", "male"): 3.5,
         Voice("flite", "rms", "male"): 3.0,
         Voice("flite", "slt", "female"): 3.5,
+        Voice("flite", "kal16", "male"): 2.5,
         Voice("pico", "en-US", "female"): 2.0,
         Voice("pico", "en-GB", "female"): 2.0,
         Voice("piper", "en_US-joe-medium", "male"): 2.5,
     },
     "dev": {
         Voice("espeak", "en-gb-x-gbclan"): 1.0,
-        Voice("flite", "kal16", "male"): 1.0,
+        Voice("festival", "kal_diphone", "male"): 0.5,
     },
     "test": {
         Voice("espeak", "en-gb-x-gbcwmd"): 2.0,

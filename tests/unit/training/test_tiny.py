@@ -12,12 +12,14 @@ import torch
 
 from lalm import head_gate
 from training.tiny import acoustics, mixtures
-from training.tiny.coffee import draw_order
+from training.tiny.coffee import draw_order, draw_order_of
 from training.tiny.corpus import draw_pairs, make_shard, write_manifests
-from training.tiny.features import augment
+from training.tiny.encoder_stage import LETTERS
+from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.masks import MergedDecoder, merge_heads
 from training.tiny.model import build_model, split_heads, train_tokenizer
+from training.tiny.orders import is_held_out, negative_log_likelihoods
 from training.tiny.recorded import slot_recall
 from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
@@ -108,6 +110,41 @@ def test_an_order_names_its_drink_in_both_languages() -> None:
         assert set(english) <= set("abcdefghijklmnopqrstuvwxyz ")
         assert "{" not in german
         assert ("mokka" in german) == ("mocha" in english)
+
+
+def test_an_order_of_given_slots_says_their_words_and_no_others() -> None:
+    slots = {"coffeeDrink": "Iced Mocha", "milkAmount": " a bit of soy milk", "size": "twelve ounce"}
+    orders = {draw_order_of(slots, Random(seed)) for seed in range(60)}
+    assert len(orders) > 10
+    for english, german in orders:
+        assert slot_recall(slots, english) == (9, 9)
+        assert "sugar" not in english
+        assert all(part in german for part in ("eismokka", "ein wenig sojamilch", "zwölf unzen"))
+    with pytest.raises(KeyError, match="gin"):
+        draw_order_of({"coffeeDrink": "gin"}, Random(0))
+
+
+def test_the_text_that_was_said_is_the_likeliest() -> None:
+    said = "a latte"
+    log_probs = torch.full((30, len(LETTERS) + 1), -6.0)
+    for frame in range(30):  # each letter in two frames, a blank between any two
+        position, part = divmod(frame, 4)
+        letter = LETTERS.index(said[position]) if position < len(said) and part < 2 else len(LETTERS)
+        log_probs[frame, letter] = 0.0
+    nats = negative_log_likelihoods(log_probs.log_softmax(-1), ["a latte", "an espresso", "a later"])
+    assert int(nats.argmin()) == 0
+
+
+def test_about_a_quarter_of_recorded_orders_is_held_out() -> None:
+    assert 0.2 < sum(is_held_out(f"{number}.flac") for number in range(1000)) / 1000 < 0.3
+
+
+def test_a_corpus_takes_another_one_repeatedly() -> None:
+    one = Corpus([UTTERANCE], [np.zeros((128, 9))], [Pair(0, 0, same=True)])
+    both = one.with_more(Corpus([OVERLAP], [np.ones((128, 5))], []), 3)
+    assert both.records == [UTTERANCE, OVERLAP, OVERLAP, OVERLAP]
+    assert [mel.shape[1] for mel in both.mels] == [9, 5, 5, 5]
+    assert both.pairs == one.pairs
 
 
 @pytest.mark.parametrize("name", EVENTS)

@@ -1,0 +1,80 @@
+"""Spoken coffee orders of people, which come with slots and without transcripts, as records to train on.
+
+Of many orders that the grammar can make of a recording's slots, the one that the trained encoder finds
+likeliest is taken as its transcript. A quarter of the recordings is held out, to measure with.
+
+Source of the recordings: Picovoice's speech-to-intent benchmark (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.tiny.coffee import draw_order_of
+from training.tiny.encoder_stage import LETTERS, EncoderStage
+from training.tiny.features import Corpus, log_mel
+from training.tiny.records import Record
+from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+
+NUM_DRAWS = 400
+MAX_NATS_PER_LETTER = 1.0  # of the likeliest order; where no order fits better, something else was said
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a recording is kept to measure with: every fourth, by a hash of its name."""
+    return hashlib.sha256(name.encode()).digest()[0] < 64
+
+
+def read_labels(folder: Path) -> dict[str, dict[str, str]]:
+    """The slots of each recording by its file's name.
+
+    Raises:
+        FileNotFoundError: the folder has no ``labels.json``.
+    """
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    return {name: labels[name]["slots"] for name in sorted(labels)}
+
+
+def read_wave(path: Path) -> Wave:
+    """A recording as float32 [num_samples] at 16 kHz."""
+    wave, rate = soundfile.read(path, dtype="float32")
+    return np.asarray(soxr.resample(wave, rate, SAMPLE_RATE_HZ), dtype=np.float32)
+
+
+def transcribed_orders(folder: Path, encoder: EncoderStage, seed: int) -> Corpus:
+    """The recordings that are not held out, with the transcripts that fit them best."""
+    records, mels = [], []
+    for name, slots in read_labels(folder).items():
+        if is_held_out(name):
+            continue
+        rng = Random(f"{seed}-{name}")
+        orders = sorted({draw_order_of(slots, rng) for _ in range(NUM_DRAWS)})
+        mel = log_mel(read_wave(folder / name))
+        nats = negative_log_likelihoods(encoder.letter_log_probs(mel), [english for english, _ in orders])
+        english, german = orders[int(nats.argmin())]
+        if float(nats.min()) <= MAX_NATS_PER_LETTER * len(english):
+            records.append(Record(path=str(folder / name), transcript=english, translation=german))
+            mels.append(mel)
+    return Corpus(records, mels, [])
+
+
+def negative_log_likelihoods(log_probs: Tensor, texts: list[str]) -> Tensor:
+    """How unlikely each text is by CTC, in nats: float32 [len(texts)].
+
+    log_probs: [num_frames, letters and blank].
+    """
+    spelled = [torch.tensor([LETTERS.index(c) for c in text]) for text in texts]
+    sizes = torch.tensor([len(text) for text in texts])
+    frames = torch.full((len(texts),), len(log_probs))
+    repeated = log_probs[:, None].expand(-1, len(texts), -1)
+    return F.ctc_loss(repeated, torch.cat(spelled), frames, sizes, log_probs.shape[1] - 1, reduction="none")
