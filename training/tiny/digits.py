@@ -16,10 +16,11 @@ import soxr
 from training.tiny.acoustics import degrade
 from training.tiny.grammar import DIGITS
 from training.tiny.records import Record
-from training.tiny.studio import SAMPLE_RATE_HZ
+from training.tiny.studio import SAMPLE_RATE_HZ, Wave, resynthesise
 
 HELD_OUT_SPEAKER = "theo"
 JOINED_SHARE = 0.3  # of the takes that are followed by others of the same speaker, as spoken numbers are
+MOVED_TO_WOMEN, MOVED_TO_MEN = 0.45, 0.2  # shares of the takes that are moved to another voice
 
 
 def write_digits(
@@ -27,8 +28,8 @@ def write_digits(
 ) -> list[Record]:
     """Write the recordings of the speakers `wanted` into `folder` and return their records.
 
-    Every take makes one recording; a share of them gets one to three more takes of its speaker behind it.
-    `clean` keeps each take as it is, alone.
+    Every take makes one recording; a share of them gets one to three more takes of its speaker behind it, and
+    a share is moved to the voice of another man or of a woman. `clean` keeps each take as it is, alone.
 
     Raises:
         FileNotFoundError: there is no such recording in `source`.
@@ -49,21 +50,43 @@ def write_digits(
             others = by_speaker[speaker]
             chosen += [others[i] for i in rng.integers(len(others), size=int(rng.integers(1, 4)))]
         digits = [int(take.stem.split("_")[0]) for take in chosen]
-        parts = []
-        for take in chosen:
-            wave, rate = soundfile.read(take, dtype="float32")
-            parts += [soxr.resample(wave, rate, SAMPLE_RATE_HZ), np.zeros(int(rng.integers(400, 2500)))]
-        wave = np.concatenate(parts[:-1]).astype(np.float32)
+        wave, gender = _joined(chosen, rng), "male"
+        if not clean:
+            wave, gender, speaker = _moved(wave, speaker, rng)
+            wave = degrade(wave, rng)
         name = f"audio/fsdd-{path.stem}.flac"
-        soundfile.write(folder / name, wave if clean else degrade(wave, rng), SAMPLE_RATE_HZ)
+        soundfile.write(folder / name, wave, SAMPLE_RATE_HZ)
         records.append(
             Record(
                 path=name,
                 transcript=" ".join(words[digit] for digit in digits),
                 translation=" ".join(translations[digit] for digit in digits),
-                gender="male",
+                gender=gender,
                 speaker=f"fsdd-{speaker}",
-                voice=f"fsdd/{speaker}",
+                voice=f"fsdd/{path.stem.split('_')[1]}",
             )
         )
     return records
+
+
+def _joined(takes: list[Path], rng: np.random.Generator) -> Wave:
+    """Takes one after the other, with pauses of 25 to 156 ms."""
+    parts = []
+    for take in takes:
+        wave, rate = soundfile.read(take, dtype="float32")
+        parts += [soxr.resample(wave, rate, SAMPLE_RATE_HZ), np.zeros(int(rng.integers(400, 2500)))]
+    return np.concatenate(parts[:-1]).astype(np.float32)
+
+
+def _moved(wave: Wave, speaker: str, rng: np.random.Generator) -> tuple[Wave, str, str]:
+    """The voice as it is or another one, its gender, and the speaker's name.
+
+    All recorded speakers are men; without women among them a recording of a person would mean a man.
+    """
+    kind = rng.random()
+    if kind < MOVED_TO_WOMEN:
+        wave = resynthesise(wave, rng.uniform(175, 250), 1.0, tract=rng.uniform(1.14, 1.24))
+        return wave, "female", f"{speaker}-f"
+    if kind < MOVED_TO_WOMEN + MOVED_TO_MEN:
+        return resynthesise(wave, rng.uniform(85, 135), 1.0, tract=1.0), "male", f"{speaker}-m"
+    return wave, "male", speaker

@@ -25,7 +25,7 @@ from training.tiny.sounds import EVENTS
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-LOSS_WEIGHTS = {"speaker": 0.1}  # the others: 1
+LOSS_WEIGHTS = {"speaker": 0.2}  # the others: 1
 NO_LABEL = -100
 
 
