@@ -11,8 +11,10 @@ TORCH_INDEX ?=
 # Device of `make pretrain`: cpu or cuda.
 DEVICE ?= cpu
 CORPUS ?= data/tiny
-# Recordings of the Free Spoken Digit Dataset for `make corpus`, if any.
+# Folders of recordings of people to train on too, if any: the Free Spoken Digit Dataset for `make corpus`,
+# orders of Picovoice's speech-to-intent benchmark for `make pretrain`.
 DIGITS ?=
+ORDERS ?=
 RECIPES ?= $(wildcard training/recipes/*.toml)
 
 .DEFAULT_GOAL := help
@@ -45,8 +47,9 @@ format: $(VENV)/.dev ## Format and sort imports
 corpus: $(VENV)/.synthesis ## Synthesise the corpus of the embedded model (DIGITS=<folder> adds recorded digits)
 	$(BIN)/python -m training.tiny.corpus --out $(CORPUS) $(if $(DIGITS),--digits $(DIGITS))
 
-pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus
-	$(BIN)/python -m training.tiny.pretrain --corpus $(CORPUS) --device $(DEVICE)
+pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus (ORDERS=<folder> adds recorded orders)
+	$(BIN)/python -m training.tiny.pretrain --corpus $(CORPUS) --device $(DEVICE) \
+		$(if $(ORDERS),--orders $(ORDERS)) $(ARGS)
 
 masks: $(VENV)/.dev ## Train the embedded model's head masks (RECIPES)
 	$(BIN)/python -m training.tiny.masks $(RECIPES)

@@ -19,7 +19,7 @@ from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
 PEAK_RATE = 1e-3
-NUM_VIEWS = 3  # of each clip: as it is, and augmented
+NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
 PAIR_SHARE = 0.125  # of a batch's rows are about two recordings
 MAX_DROPOUT = 0.5
