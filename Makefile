@@ -52,7 +52,7 @@ pretrain: $(VENV)/.dev ## Pretrain the embedded model on the corpus (ORDERS=<fol
 		$(if $(ORDERS),--orders $(ORDERS)) $(ARGS)
 
 masks: $(VENV)/.dev ## Train the embedded model's head masks (RECIPES)
-	$(BIN)/python -m training.tiny.masks $(RECIPES)
+	set -e; for recipe in $(RECIPES); do $(BIN)/ahamask train $$recipe; done
 
 evaluate: $(VENV)/.dev ## Measure the head masks of RECIPES, as a table
 	$(BIN)/ahamask evaluate $(RECIPES) --table

@@ -24,6 +24,7 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.plain_training import plain_decoder, plain_step
+from lalm.families import load_family
 from lalm.family import ModelFamily
 from training.batches import AnswerData
 from training.checkpoint import TrainState
@@ -32,7 +33,7 @@ from training.data import load_data
 from training.plan import BatchPlan
 from training.processes import ALONE
 from training.step import Stepper
-from training.train import fresh_state, load_configured_family
+from training.train import fresh_state
 
 MIB = 2**20
 KINDS = ("ours", "plain")
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     config = _config(options)
     if options.only is not None:
         torch.set_num_threads(options.threads)
-        figures = measure(options.only, config, load_configured_family(config))
+        figures = measure(options.only, config, load_family(config.checkpoint))
         print(json.dumps(figures))
         return figures
     figures = {kind: _in_a_process(kind, sys.argv[1:] if arguments is None else arguments) for kind in KINDS}

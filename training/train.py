@@ -25,6 +25,7 @@ from training.batches import AnswerData
 from training.checkpoint import Selected, TrainLog, TrainState, has_checkpoint
 from training.config import TrainConfig
 from training.continuing import initial_logits
+from training.copied_heads import merge_copied_heads
 from training.data import TrainData, load_data
 from training.errors import TrainingError
 from training.interrupt import interrupt_after_step
@@ -82,10 +83,12 @@ def train(
 
 
 def load_configured_family(config: TrainConfig, processes: Processes = ALONE) -> ModelFamily:
-    """The model a recipe names."""
+    """The model a recipe names, its copied heads merged."""
     run = config.run
     device = processes.place(run.device)
-    return load_family(config.checkpoint, revision=config.revision, device=device, dtype=run.dtype)
+    family = load_family(config.checkpoint, revision=config.revision, device=device, dtype=run.dtype)
+    merge_copied_heads(family.decoder)
+    return family
 
 
 @dataclass(frozen=True)

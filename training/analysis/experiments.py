@@ -21,7 +21,6 @@ from training.config import TrainConfig
 from training.evaluate import EvaluateOptions, evaluate, load_mask, split_manifest
 from training.sensitivity import assess, assessment_record
 from training.table import json_table
-from training.tiny.masks import MergedFamily
 from training.tiny.segments import INSTRUCTIONS
 from training.train import subset, train
 from training.wordings import Wording, load_wordings
@@ -141,13 +140,7 @@ class Laboratory:
         )
 
     def _trained(self, config: TrainConfig) -> MaskFile:
-        """The head mask of a training, on the form of the model with fewer heads to compute if it has one."""
-        family: Any
-        try:
-            family = MergedFamily(self.family)
-        except (AttributeError, RuntimeError, ValueError):
-            family = self.family  # its heads were not split
-        train(config, family=family)
+        train(config, family=self.family)
         return MaskFile.load(config.out)
 
     def _score(self, config: TrainConfig, mask: NamedMask) -> dict[str, float]:

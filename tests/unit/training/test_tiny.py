@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from lalm import head_gate
 from training.tiny import acoustics, mixtures
 from training.tiny.coffee import draw_order, draw_order_of
 from training.tiny.corpus import draw_pairs, make_shard, write_manifests
 from training.tiny.encoder_stage import LETTERS
 from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
-from training.tiny.masks import MergedDecoder, merge_heads
 from training.tiny.model import build_model, split_heads, train_tokenizer
 from training.tiny.orders import is_held_out, negative_log_likelihoods
 from training.tiny.recorded import slot_recall
@@ -259,38 +257,12 @@ def test_split_heads_compute_the_same_function(model) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("espeak-ng") and shutil.which("flite")), reason="needs espeak-ng and flite"
-)
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
 def test_a_shard_is_decided_by_its_arguments(tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):
         (tmp_path / name / "audio").mkdir(parents=True)
-        records = make_shard(tmp_path / name, "dev", 0, 6, seed=3)
+        records = make_shard(tmp_path / name, "dev", 0, 6, seed=0)  # of espeak-ng's voice
         made.append((records, [(tmp_path / name / r.path).read_bytes() for r in records]))
     assert made[0] == made[1]
     assert {record.gender for record in made[0][0]} <= {"male", "female", None}
-
-
-def test_merged_decoder_has_the_loss_and_gradient_of_the_split_one(model) -> None:
-    split = split_heads(model).eval().model.language_model
-    head_gate.install(split)
-    merged = MergedDecoder(split)
-    generator = torch.Generator().manual_seed(2)
-    embeds = torch.randn(3, 7, 256, generator=generator)
-    values = (torch.rand(4, 3, 256, generator=generator) > 0.3).float()
-    results = []
-    for decoder in (split, merged):
-        gate = values.clone().requires_grad_()
-        hidden = decoder(inputs_embeds=embeds, use_cache=False, head_gate=gate).last_hidden_state
-        hidden.square().mean().backward()
-        results.append((hidden.detach(), gate.grad))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-3)
-
-
-def test_heads_that_are_no_copies_are_not_merged(model) -> None:
-    split = split_heads(model).model.language_model
-    with torch.no_grad():
-        split.layers[1].self_attn.q_proj.weight[20] += 1
-    with pytest.raises(ValueError, match="not copies"):
-        merge_heads(split)
