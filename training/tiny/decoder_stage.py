@@ -10,11 +10,12 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from training.tiny.encoder_stage import encode
 from training.tiny.features import Corpus, augment
+from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
@@ -72,22 +73,17 @@ class DecoderStage:
         decoder = run.model.model.language_model.train()
         maker = RowMaker(run.tokenizer, run.rng)
         parts = (decoder, run.model.model.multi_modal_projector, run.model.lm_head)
-        trained = [p for part in parts for p in part.parameters()]
-        optimizer = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+        optimizer = MatrixOptimizer(parts)
         views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
         gates = HeadDropout(decoder, run.generator)
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, PEAK_RATE)
             rows = self._rows(maker, indices, degrade=late)
             clips = [[run.rng.choice(views)[i] for i in row.clips] for row in rows]
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            optimizer.step(loss, learning_rate(step, steps, PEAK_RATE))
             total += loss.item()
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 seconds, mean = time.monotonic() - started, total / (step % 250 + 1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.tiny.features import Corpus, augment
+from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.records import Record
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
@@ -117,18 +118,13 @@ class EncoderStage:
     def train(self, steps: int, batch_size: int, peak_rate: float) -> None:
         """Train for `steps`; the log gets the dev split's scores every 250."""
         run, tower = self._run, self._tower.train()
-        trained = [p for p in [*tower.parameters(), *self._listener.parameters()] if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
+        optimizer = MatrixOptimizer([tower, self._listener])
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak_rate)
             mels, lengths = augment(*run.train.pad(indices), run.generator)
             losses = self._losses([run.train.records[i] for i in indices], mels, lengths)
             loss = sum((LOSS_WEIGHTS.get(k, 1.0) * v for k, v in losses.items()), torch.zeros(()))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            optimizer.step(loss, learning_rate(step, steps, peak_rate))
             total += loss.item()
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 seconds, mean = time.monotonic() - started, total / (step % 250 + 1)

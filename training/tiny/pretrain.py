@@ -46,6 +46,9 @@ def main(
     encoder_from: Annotated[
         Path | None, typer.Option(help="Checkpoint whose audio encoder is where the encoder stage starts.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
+    ] = False,
     half: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")] = 0,
@@ -55,10 +58,10 @@ def main(
     encoder, decoder = EncoderStage(run), DecoderStage(run)
     if encoder_from is not None:
         encoder.start_from(encoder_from)
+    if resume or not encoder_steps:
+        encoder.load()
     if encoder_steps:
         encoder.train(encoder_steps, batch_size, encoder_rate)
-    elif decoder_steps:
-        encoder.load()
     if orders is not None:
         more = transcribed_orders(orders, encoder, seed)
         run.train = run.train.with_more(more, ORDER_REPEATS)

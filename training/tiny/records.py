@@ -87,5 +87,6 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def read_pairs(folder: Path) -> list[Pair]:
-    """The speaker pairs of a split."""
-    return [Pair(**json.loads(line)) for line in (folder / "pairs.jsonl").open(encoding="utf-8")]
+    """The speaker pairs of a split, if it has any."""
+    path = folder / "pairs.jsonl"
+    return [Pair(**json.loads(line)) for line in path.open(encoding="utf-8")] if path.exists() else []

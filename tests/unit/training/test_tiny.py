@@ -17,6 +17,7 @@ from training.tiny.encoder_stage import LETTERS
 from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.model import build_model, split_heads, train_tokenizer
+from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, negative_log_likelihoods
 from training.tiny.recorded import slot_recall
 from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
@@ -266,3 +267,24 @@ def test_a_shard_is_decided_by_its_arguments(tmp_path: Path) -> None:
         made.append((records, [(tmp_path / name / r.path).read_bytes() for r in records]))
     assert made[0] == made[1]
     assert {record.gender for record in made[0][0]} <= {"male", "female", None}
+
+
+def test_the_optimizer_moves_matrices_and_the_rest_but_nothing_frozen() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(3)])})
+    module["head"] = torch.nn.Linear(8, 1)
+    frozen, *moving = module["layers"]
+    frozen.requires_grad_(False)
+    before = [parameter.clone() for parameter in module.parameters()]
+    optimizer, inputs = MatrixOptimizer([module]), torch.randn(32, 8)
+    losses = []
+    for _ in range(30):
+        hidden = inputs
+        for layer in (frozen, *moving):
+            hidden = torch.tanh(layer(hidden))
+        loss = (module["head"](hidden) - inputs[:, :1]).square().mean()
+        losses.append(loss.item())
+        optimizer.step(loss, 0.02)
+    assert losses[-1] < 0.5 * losses[0]
+    changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
+    assert changed == [False, False, *[True] * 6]
