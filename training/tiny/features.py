@@ -19,6 +19,7 @@ from transformers import WhisperFeatureExtractor
 from training.tiny.records import Pair, Record, read_pairs, read_records
 
 NUM_MEL_BINS = 128
+SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.35, 250
 
 
 @cache
@@ -90,12 +91,23 @@ class Corpus:
         return out, lengths
 
 
-def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change tempo, vocal tract, level and noise floor of log-mels and mask parts of them.
+def _in_silence(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Up to 2.5 s of each clip's own background before it and behind it."""
+    batch, bins, _ = mels.shape
+    before, after = (torch.rand(2, batch, generator=generator) * MAX_SILENCE_FRAMES).long()
+    frames = int((before + lengths + after).max()) // 4 * 4 + 4
+    out = mels.quantile(0.1, dim=2, keepdim=True).expand(batch, bins, frames).clone()
+    for row, (start, length) in enumerate(zip(before.tolist(), lengths.tolist(), strict=True)):
+        out[row, :, start : start + length] = mels[row, :, :length]
+    return out, before + lengths + after
 
-    One tempo (0.85 to 1.2) a batch; a clip is shifted by up to two mel bins; one band of up to 20 bins and
-    one stretch of up to 15 frames a clip are masked. Takes and returns log-mels float32 [batch, num_mel_bins,
-    frames] and lengths [batch].
+
+def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change tempo, vocal tract, level and noise floor of log-mels, mask parts of them, put silence around.
+
+    One tempo (0.85 to 1.2) a batch, silence in a third of the batches; a clip is shifted by up to two mel
+    bins; one band of up to 20 bins and one stretch of up to 15 frames a clip are masked. Takes and returns
+    log-mels float32 [batch, num_mel_bins, frames] and lengths [batch].
 
     Source: SpecAugment (arXiv 1904.08779), section 2, for the masks.
     """
@@ -103,6 +115,9 @@ def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[
     frames = int(mels.shape[2] / tempo) // 4 * 4 + 4
     mels = F.interpolate(mels, size=frames, mode="linear", align_corners=False)
     lengths = (lengths / tempo).long().clamp(min=4, max=frames)
+    if float(torch.rand(1, generator=generator)) < SILENCE_SHARE:
+        mels, lengths = _in_silence(mels, lengths, generator)
+        frames = mels.shape[2]
     batch, bins, _ = mels.shape
     shift = torch.randint(-2, 3, (batch,), generator=generator)
     rows = (torch.arange(bins) - shift[:, None]).clamp(0, bins - 1)

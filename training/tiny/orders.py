@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lalm.speech import split_at_pauses
 from training.tiny.coffee import draw_order_of
 from training.tiny.encoder_stage import LETTERS, EncoderStage
 from training.tiny.features import Corpus, log_mel
@@ -27,7 +28,8 @@ from training.tiny.records import Record
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave
 
 NUM_DRAWS = 400
-MAX_NATS_PER_LETTER = 1.0  # of the likeliest order; where no order fits better, something else was said
+MAX_SPEECH_S = 30.0
+MAX_NATS_PER_LETTER = 2.0  # of the likeliest order; where no order fits better, something else was said
 
 
 def is_held_out(name: str) -> bool:
@@ -51,20 +53,30 @@ def read_wave(path: Path) -> Wave:
     return np.asarray(soxr.resample(wave, rate, SAMPLE_RATE_HZ), dtype=np.float32)
 
 
+def without_silence(wave: Wave) -> Wave:
+    """From the beginning of speech to its end, or all of it where no speech is found."""
+    spans = split_at_pauses(wave, MAX_SPEECH_S)
+    return wave[spans[0].start : spans[-1].end] if spans else wave
+
+
 def transcribed_orders(folder: Path, encoder: EncoderStage, seed: int) -> Corpus:
-    """The recordings that are not held out, with the transcripts that fit them best."""
+    """The recordings that are not held out, with the transcripts that fit them best.
+
+    Each stands there twice: as it is, and without the silence around the speech.
+    """
     records, mels = [], []
     for name, slots in read_labels(folder).items():
         if is_held_out(name):
             continue
         rng = Random(f"{seed}-{name}")
         orders = sorted({draw_order_of(slots, rng) for _ in range(NUM_DRAWS)})
-        mel = log_mel(read_wave(folder / name))
+        wave = read_wave(folder / name)
+        mel = log_mel(without_silence(wave))
         nats = negative_log_likelihoods(encoder.letter_log_probs(mel), [english for english, _ in orders])
         english, german = orders[int(nats.argmin())]
         if float(nats.min()) <= MAX_NATS_PER_LETTER * len(english):
-            records.append(Record(path=str(folder / name), transcript=english, translation=german))
-            mels.append(mel)
+            records += [Record(path=str(folder / name), transcript=english, translation=german)] * 2
+            mels += [mel, log_mel(wave)]
     return Corpus(records, mels, [])
 
 

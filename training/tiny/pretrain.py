@@ -18,7 +18,7 @@ from training.tiny.model import save, split_heads
 from training.tiny.orders import transcribed_orders
 from training.tiny.run import Run
 
-ORDER_REPEATS = 8  # of each recorded order in a pass over the corpus
+ORDER_REPEATS = 4  # of each recorded order in a pass over the corpus
 
 
 def main(
