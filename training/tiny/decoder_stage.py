@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from training.tiny.encoder_stage import encode
 from training.tiny.features import Corpus, augment
 from training.tiny.optimizer import MatrixOptimizer
+from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
 PEAK_RATE = 1e-3
 NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
-PAIR_SHARE = 0.125  # of a batch's rows are about two recordings
+PAIR_SHARE = 0.2  # of the batches is about two recordings
 MAX_DROPOUT = 0.5
 
 
@@ -133,13 +134,16 @@ class DecoderStage:
         return (losses * weights).sum() / weights.sum()
 
     def _rows(self, maker: RowMaker, indices: list[int], *, degrade: bool) -> list[Row]:
+        """Rows about one recording each, or a batch of fewer rows about two: they are twice as long."""
         rng, train = self._run.rng, self._run.train
+        pairs: list[Pair] = []
+        if train.pairs and rng.random() < PAIR_SHARE:
+            pairs = rng.choices(train.pairs, k=len(indices) // 2)
         rows = []
-        for index in indices:
+        for pair in pairs:
             unprompted = rng.random() < UNPROMPTED_SHARE
-            if train.pairs and rng.random() < PAIR_SHARE:
-                pair = rng.choice(train.pairs)
-                rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
-            else:
-                rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
+            rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
+        for index in [] if pairs else indices:
+            unprompted = rng.random() < UNPROMPTED_SHARE
+            rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
         return rows

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jiwer import wer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from training.tiny.voices import EMOTIONS, GENDERS
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 LOSS_WEIGHTS = {"speaker": 0.2}  # the others: 1
 NO_LABEL = -100
+WEIGHTS, PREFIX = "model.safetensors", "audio_tower."
 
 
 def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,10 +111,15 @@ class EncoderStage:
         Raises:
             RuntimeError: its layers have other shapes.
         """
-        prefix = "audio_tower."
-        state = load_file(checkpoint / "model.safetensors")
-        found = {k.partition(prefix)[2]: v.float() for k, v in state.items() if prefix in k}
+        state = load_file(checkpoint / WEIGHTS)
+        found = {k.partition(PREFIX)[2]: v.float() for k, v in state.items() if PREFIX in k}
         self._tower.load_state_dict(found)
+
+    def write(self, folder: Path) -> None:
+        """Write the audio tower alone, float16, as `start_from` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"{PREFIX}{k}": v.half().cpu() for k, v in self._tower.state_dict().items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
     def train(self, steps: int, batch_size: int, peak_rate: float) -> None:
         """Train for `steps`; the log gets the dev split's scores every 250."""

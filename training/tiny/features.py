@@ -19,7 +19,7 @@ from transformers import WhisperFeatureExtractor
 from training.tiny.records import Pair, Record, read_pairs, read_records
 
 NUM_MEL_BINS = 128
-SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.35, 250
+SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.2, 250
 
 
 @cache
@@ -105,7 +105,7 @@ def _in_silence(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tu
 def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Change tempo, vocal tract, level and noise floor of log-mels, mask parts of them, put silence around.
 
-    One tempo (0.85 to 1.2) a batch, silence in a third of the batches; a clip is shifted by up to two mel
+    One tempo (0.85 to 1.2) a batch, silence in a fifth of the batches; a clip is shifted by up to two mel
     bins; one band of up to 20 bins and one stretch of up to 15 frames a clip are masked. Takes and returns
     log-mels float32 [batch, num_mel_bins, frames] and lengths [batch].
 

@@ -46,6 +46,9 @@ def main(
     encoder_from: Annotated[
         Path | None, typer.Option(help="Checkpoint whose audio encoder is where the encoder stage starts.")
     ] = None,
+    encoder_out: Annotated[
+        Path | None, typer.Option(help="Folder for the encoder alone, which --encoder-from reads.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
     ] = False,
@@ -67,6 +70,8 @@ def main(
         run.train = run.train.with_more(more, ORDER_REPEATS)
         run.report(stage="orders", transcribed=len(more.records))
         encoder.train(order_steps, batch_size, order_rate)
+    if encoder_out is not None:
+        encoder.write(encoder_out)
     if decoder_steps:
         decoder.train(decoder_steps, batch_size, dropout_from)
     else:

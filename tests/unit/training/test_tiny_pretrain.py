@@ -1,0 +1,66 @@
+"""Both stages of pretraining, a few steps on a handful of made-up recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lalm.families import load_family
+from training.tiny.corpus import write_manifests
+from training.tiny.encoder_stage import EncoderStage
+from training.tiny.pretrain import main
+from training.tiny.records import Pair, Record
+from training.tiny.run import Run
+
+SPEECH = [
+    Record(
+        path=f"{number}.flac",
+        transcript=("turn on the light", "two")[number % 2],
+        translation=("schalte das licht an", "zwei")[number % 2],
+        gender=("male", "female")[number % 2],
+        emotion="sad",
+        speaker=f"speaker-{number % 3}",
+    )
+    for number in range(6)
+]
+OTHERS = [
+    Record(path="o.flac", transcript="two", second="turn on the light"),
+    Record(path="s.flac", caption="a bell rings", sounds=("bell",)),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two splits whose spectrograms are there already."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev"):
+        folder = tmp_path / "corpus" / split
+        folder.mkdir(parents=True)
+        records = [*SPEECH, *OTHERS]
+        write_manifests(folder, records, [Pair(0, 3, same=True), Pair(0, 1, same=False)])
+        lengths = rng.integers(80, 160, size=len(records))
+        mel = rng.standard_normal((128, lengths.sum())).astype(np.float16)
+        np.savez(folder / "mels.npz", mel=mel, lengths=lengths)
+    return tmp_path / "corpus"
+
+
+def test_a_checkpoint_comes_out_and_the_log_says_how(corpus: Path, tmp_path: Path) -> None:
+    work, encoder_out = tmp_path / "work", tmp_path / "encoder"
+    options = {"work": work, "encoder_out": encoder_out, "encoder_steps": 2, "decoder_steps": 4}
+    main(corpus, tmp_path / "checkpoint", **options, batch_size=4)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["features", "encoder", "decoder"]
+    assert all(np.isfinite(line["loss"]) for line in lines[1:])
+    identity = load_family(tmp_path / "checkpoint").identity
+    assert (identity.num_layers, identity.num_heads) == (4, 256)
+
+    run = Run(corpus, tmp_path / "other", "cpu", seed=1)
+    stage, tower = EncoderStage(run), run.model.model.audio_tower
+    stage.start_from(encoder_out)
+    trained = torch.load(work / "encoder.pt", weights_only=True)["tower"]
+    for name, value in tower.state_dict().items():
+        torch.testing.assert_close(value, trained[name].half().float())
