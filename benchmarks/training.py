@@ -5,6 +5,8 @@
 Each runs in a process of its own, on the recipe's data, one after the other: an epoch whose losses are
 compared, then another one. Memory is the peak beyond the loaded model: of the process on a CPU, of the
 allocator on a GPU. Seconds are those of the processor on a CPU, of the clock on a GPU, which must be idle.
+The embedded model's heads are copies in groups, of which training computes one each
+(`training.copied_heads`); no other model gains by that, and `--as-stored` shows what remains without it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from training.data import load_data
 from training.plan import BatchPlan
 from training.processes import ALONE
 from training.step import Stepper
-from training.train import fresh_state
+from training.train import fresh_state, load_configured_family
 
 MIB = 2**20
 KINDS = ("ours", "plain")
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     config = _config(options)
     if options.only is not None:
         torch.set_num_threads(options.threads)
-        figures = measure(options.only, config, load_family(config.checkpoint))
+        merged = options.only == "ours" and not options.as_stored
+        family = load_configured_family(config) if merged else load_family(config.checkpoint)
+        figures = measure(options.only, config, family)
         print(json.dumps(figures))
         return figures
     figures = {kind: _in_a_process(kind, sys.argv[1:] if arguments is None else arguments) for kind in KINDS}
@@ -153,6 +157,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the computation, on a CPU")
     parser.add_argument("--out", type=Path, help="write the figures here, JSON")
+    parser.add_argument("--as-stored", action="store_true", help="copied heads are not merged")
     parser.add_argument("--only", choices=KINDS, help="measure one, in this process")
     parser.add_argument("--cache", type=Path, default=None, help="where audio embeddings are kept")
     return parser.parse_args(arguments)
