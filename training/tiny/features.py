@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +21,6 @@ NUM_MEL_BINS = 128
 SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.2, 250
 
 
-@cache
 def feature_extractor() -> WhisperFeatureExtractor:
     """The real model's front end: 16 kHz, 128 mel bins, 10 ms hop, 30 s window."""
     return WhisperFeatureExtractor(  # type: ignore[no-untyped-call]
@@ -30,15 +28,18 @@ def feature_extractor() -> WhisperFeatureExtractor:
     )
 
 
-def log_mel(wave: np.ndarray) -> np.ndarray:
-    """Log-mel spectrogram float16 [num_mel_bins, num_frames] of float32 [num_samples] at 16 kHz."""
-    extractor: Any = feature_extractor()
+def log_mel(wave: np.ndarray, extractor: Any) -> np.ndarray:
+    """Log-mel spectrogram float16 [num_mel_bins, num_frames] of float32 [num_samples] at 16 kHz.
+
+    extractor: a `feature_extractor`.
+    """
     mel = extractor(wave, sampling_rate=16_000, padding=False, return_tensors="np")["input_features"][0]
     return np.asarray(mel, dtype=np.float16)
 
 
 def _log_mels(paths: list[str]) -> list[np.ndarray]:
-    return [log_mel(soundfile.read(path, dtype="float32")[0]) for path in paths]
+    extractor = feature_extractor()
+    return [log_mel(soundfile.read(path, dtype="float32")[0], extractor) for path in paths]
 
 
 @dataclass(frozen=True)

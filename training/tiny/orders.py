@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from lalm.speech import split_at_pauses
 from training.tiny.coffee import draw_order_of
 from training.tiny.encoder_stage import LETTERS, EncoderStage
-from training.tiny.features import Corpus, log_mel
+from training.tiny.features import Corpus, feature_extractor, log_mel
 from training.tiny.records import Record
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave
 
@@ -64,19 +64,19 @@ def transcribed_orders(folder: Path, encoder: EncoderStage, seed: int) -> Corpus
 
     Each stands there twice: as it is, and without the silence around the speech.
     """
-    records, mels = [], []
+    records, mels, extractor = [], [], feature_extractor()
     for name, slots in read_labels(folder).items():
         if is_held_out(name):
             continue
         rng = Random(f"{seed}-{name}")
         orders = sorted({draw_order_of(slots, rng) for _ in range(NUM_DRAWS)})
         wave = read_wave(folder / name)
-        mel = log_mel(without_silence(wave))
+        mel = log_mel(without_silence(wave), extractor)
         nats = negative_log_likelihoods(encoder.letter_log_probs(mel), [english for english, _ in orders])
         english, german = orders[int(nats.argmin())]
         if float(nats.min()) <= MAX_NATS_PER_LETTER * len(english):
             records += [Record(path=str(folder / name), transcript=english, translation=german)] * 2
-            mels += [mel, log_mel(wave)]
+            mels += [mel, log_mel(wave, extractor)]
     return Corpus(records, mels, [])
 
 
