@@ -3,8 +3,9 @@
 Speech is synthesised from the closed grammar by virtual speakers of drawn gender, in four emotions; a quarter
 of it has a sound behind it; there are sound scenes without speech and pairs of speakers who talk at once.
 Then every recording is degraded (rooms, noise, narrow bands, codecs). Three splits without a common sentence,
-and without a common engine voice between train and the others. ``--digits`` adds recordings of people (the
-Free Spoken Digit Dataset): to train, but for the speaker held out, who makes the split ``digits``. Writes
+and without a common engine voice between train and the others; a fourth, ``clean``, is the speech of test
+with nothing behind it and nothing done to it. ``--digits`` adds recordings of people (the Free Spoken Digit
+Dataset): to train, but for the speaker held out, who makes the split ``digits``. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
 - ``<out>/<split>/utterances.jsonl`` (`training.tiny.records`) and ``pairs.jsonl`` (speaker verification),
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -30,7 +32,7 @@ import typer
 from rich.progress import track
 
 from training.tiny import mixtures
-from training.tiny.acoustics import degrade
+from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
 from training.tiny.records import TASKS, Pair, Record, answers
@@ -38,6 +40,8 @@ from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
 SIZES: dict[Split, int] = {"train": 20_000, "dev": 600, "test": 600}
+CLEAN = "clean"
+FOLDERS: dict[str, Split] = {"train": "train", "dev": "dev", "test": "test", CLEAN: "test"}
 # Sound scenes and overlaps, as shares of the utterances.
 MIXED_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
 NUM_PAIRS: dict[Split, int] = {"train": 6_000, "dev": 600, "test": 600}
@@ -61,6 +65,13 @@ class Shard:
         records = [self._utterance(wave, record) for wave, record in spoken]
         records += [self._overlap(number, spoken) for number in range(mixed)]
         return records + [self._scene(number) for number in range(mixed)]
+
+    def make_clean(self, count: int) -> list[Record]:
+        """The speech of `make` alone: nothing behind it, nothing done to it."""
+        spoken = self._speak(count)
+        for wave, record in spoken:
+            soundfile.write(self._folder / record.path, place(wave, self._noise), SAMPLE_RATE_HZ)
+        return [record for _, record in spoken]
 
     def _speak(self, count: int) -> list[tuple[Wave, Record]]:
         rng, spoken = self._rng, []
@@ -106,9 +117,12 @@ class Shard:
         return record
 
 
-def make_shard(folder: Path, split: Split, shard: int, count: int, seed: int) -> list[Record]:
+def make_shard(
+    folder: Path, split: Split, shard: int, count: int, *, seed: int, clean: bool = False
+) -> list[Record]:
     """Synthesise one shard into `folder` and return its records."""
-    return Shard(folder, split, shard, seed).make(count)
+    maker = Shard(folder, split, shard, seed)
+    return maker.make_clean(count) if clean else maker.make(count)
 
 
 def draw_pairs(records: list[Record], count: int, rng: Random) -> list[Pair]:
@@ -164,15 +178,16 @@ def main(
         Path | None, typer.Option(help="Folder of Free Spoken Digit Dataset recordings, to train on too.")
     ] = None,
 ) -> None:
-    """Synthesise the train, dev and test splits."""
+    """Synthesise the splits."""
     with ProcessPoolExecutor(workers) as pool:
-        for split, full in SIZES.items():
-            folder = out / split
+        for name, split in FOLDERS.items():
+            folder = out / name
             (folder / "audio").mkdir(parents=True, exist_ok=True)
-            size = max(UTTERANCES_PER_SPEAKER * 2, round(full * scale))
+            size = max(UTTERANCES_PER_SPEAKER * 2, round(SIZES[split] * scale))
             counts = [min(SHARD, size - start) for start in range(0, size, SHARD)]
-            futures = [pool.submit(make_shard, folder, split, i, n, seed) for i, n in enumerate(counts)]
-            shards = [future.result() for future in track(futures, f"{split:5}")]
+            make = partial(make_shard, folder, split, seed=seed, clean=name == CLEAN)
+            futures = [pool.submit(make, shard, count) for shard, count in enumerate(counts)]
+            shards = [future.result() for future in track(futures, f"{name:5}")]
             records = [record for shard in shards for record in shard]
             pairs = draw_pairs(records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"))
             if digits is not None and split == "train":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from training.tiny import acoustics, mixtures
@@ -267,6 +269,13 @@ def test_a_shard_is_decided_by_its_arguments(tmp_path: Path) -> None:
         made.append((records, [(tmp_path / name / r.path).read_bytes() for r in records]))
     assert made[0] == made[1]
     assert {record.gender for record in made[0][0]} <= {"male", "female", None}
+    (tmp_path / "clean" / "audio").mkdir(parents=True)
+    clean = make_shard(tmp_path / "clean", "dev", 0, 6, seed=0, clean=True)
+    spoken = [replace(record, caption=None, sounds=()) for record in made[0][0] if record.speaker]
+    assert clean == spoken
+    waves = [[soundfile.read(tmp_path / name / r.path)[0] for r in clean] for name in ("clean", "first")]
+    noise = [[np.abs(wave[:400]).max() for wave in of] for of in waves]  # before the first word
+    assert max(noise[0]) == 0 < min(noise[1])
 
 
 def test_the_optimizer_moves_matrices_and_the_rest_but_nothing_frozen() -> None:
