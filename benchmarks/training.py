@@ -6,7 +6,7 @@ Each runs in a process of its own, on the recipe's data, one after the other: an
 compared, then another one. Memory is the peak beyond the loaded model: of the process on a CPU, of the
 allocator on a GPU. Seconds are those of the processor on a CPU, of the clock on a GPU, which must be idle.
 The embedded model's heads are copies in groups, of which training computes one each
-(`training.copied_heads`); no other model gains by that, and `--as-stored` shows what remains without it.
+(`lalm.copied_heads`); no other model gains by that, and `--as-stored` shows what remains without it.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lalm.copied_heads import merge_copied_heads
 from lalm.families import load_family
 from lalm.family import ModelFamily
 from training.batches import AnswerData
 from training.checkpoint import Selected, TrainLog, TrainState, has_checkpoint
 from training.config import TrainConfig
 from training.continuing import initial_logits
-from training.copied_heads import merge_copied_heads
 from training.data import TrainData, load_data
 from training.errors import TrainingError
 from training.interrupt import interrupt_after_step

@@ -7,6 +7,9 @@ for each head mask:
     qkv = [q of the active heads; k; v of the key-value heads they read]      one product instead of three
     out = the columns of the output projection that belong to the active heads
 
+Heads that read the same key-value head with the same query (`lalm.copied_heads`) see the same: they are one
+head here, whose columns of the output projection are the sum of theirs.
+
 The rows of q and k of a head are reordered from transformers' (x_0 … x_{d/2-1}, y_0 … y_{d/2-1}) to pairs
 (x_0, y_0, x_1, y_1, …): their dot product does not change, and the rotary embedding is one complex product.
 
@@ -35,12 +38,13 @@ MAX_SLICE_BYTES = 2**30
 @dataclass(frozen=True)
 class LayerSlice:
     """One layer under one head mask. A layer without active head has num_q = 0 and no weights but `out_bias`.
+    num_q: the active heads, copies counted once.
 
     qkv: float32 [(num_q + 2 * num_kv) * head_dim, hidden]; out: float32 [hidden, num_q * head_dim].
     kv_heads: the places of its num_kv key-value heads among the layer's; a slice when they are all.
-    kv_of_q: int [num_q], the key-value head (counted among the num_kv) of each active head.
-    spread: int [num_kv * widest], for each key-value head its active heads, filled up to the widest with any;
-    gather: int [num_q], where each active head stands in `spread`.
+    kv_of_q: int [num_q], the key-value head (counted among the num_kv) of each of these heads.
+    spread: int [num_kv * widest], for each key-value head its heads, filled up to the widest with any;
+    gather: int [num_q], where each head stands in `spread`.
     """
 
     num_q: int
@@ -65,6 +69,7 @@ class HeadSlices:
     attentions: a decoder's attention modules; those with heads have linear q_proj, k_proj, v_proj and o_proj.
     layouts: the heads of each.
     num_bytes: what they take; at most `max_bytes`, but for a single head mask that takes more alone.
+    whole_has_every_head: the plain model's slices have each of its heads, so that their output can be gated.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class HeadSlices:
         self._layouts = layouts
         self._kept: NDArray[np.bool_] = np.stack([layout.kept for layout in layouts])
         self._head_dim = head_dim
+        self._copies = [_are_copies(*pair, head_dim) for pair in zip(attentions, layouts, strict=True)]
+        self.whole_has_every_head = bool(self._kept.all()) and not any(self._copies)
         self._max_bytes = max_bytes
         self.num_bytes = 0
         self._by_mask: OrderedDict[HeadMask | None, list[LayerSlice]] = OrderedDict()
@@ -93,10 +100,7 @@ class HeadSlices:
         if key in self._by_mask:
             self._by_mask.move_to_end(key)
             return self._by_mask[key]
-        slices = [
-            self._slice(module, layout, row)
-            for module, layout, row in zip(self._attentions, self._layouts, heads, strict=True)
-        ]
+        slices = [self._slice(layer, row) for layer, row in enumerate(heads)]
         self._by_mask[key] = slices
         self.num_bytes += sum(part.num_bytes for part in slices)
         while self.num_bytes > self._max_bytes and len(self._by_mask) > 1:
@@ -116,14 +120,21 @@ class HeadSlices:
         active: NDArray[np.bool_] = head_mask.heads & self._kept
         return active
 
-    def _slice(self, module: Any, layout: HeadLayout, heads: NDArray[np.bool_]) -> LayerSlice:
+    def _slice(self, layer: int, heads: NDArray[np.bool_]) -> LayerSlice:
+        module, layout = self._attentions[layer], self._layouts[layer]
         if not layout.heads:
             return _without_weights()
         head_dim = self._head_dim
         active = np.flatnonzero(heads[layout.heads])
-        kv_heads, kv_of_q = np.unique(np.array(layout.kv_of_head)[active], return_inverse=True)
+        kv_heads, first, kv_of_q = np.unique(
+            np.array(layout.kv_of_head)[active], return_index=True, return_inverse=True
+        )
         paired = np.arange(head_dim).reshape(2, -1).T.reshape(-1)
         plain = np.arange(head_dim)
+        out = module.o_proj.weight[:, _rows(active, plain)]
+        if self._copies[layer]:
+            out = _sum_columns(out, kv_of_q, head_dim)
+            active, kv_of_q = active[first], np.arange(len(kv_heads))
         parts = [
             (module.q_proj, _rows(active, paired)),
             (module.k_proj, _rows(kv_heads, paired)),
@@ -136,13 +147,34 @@ class HeadSlices:
             num_kv=len(kv_heads),
             qkv=torch.cat([linear.weight[rows] for linear, rows in parts]),
             qkv_bias=torch.cat([linear.bias[rows] for linear, rows in parts]) if biased else None,
-            out=module.o_proj.weight[:, _rows(active, plain)].contiguous(),
+            out=out.contiguous(),
             out_bias=module.o_proj.bias,
             kv_heads=slice(None) if len(kv_heads) == len(layout.kv_heads) else torch.from_numpy(kv_heads),
             kv_of_q=torch.from_numpy(kv_of_q),
             spread=spread,
             gather=gather,
         )
+
+
+def _are_copies(module: Any, layout: HeadLayout, head_dim: int) -> bool:
+    """Whether the heads that read one key-value head have one query."""
+    kv_of_head = np.array(layout.kv_of_head, dtype=np.intp)
+    _, first = np.unique(kv_of_head, return_index=True)
+    if len(first) == len(kv_of_head):
+        return False
+    for weight in (module.q_proj.weight, module.q_proj.bias):
+        if weight is not None:
+            heads = weight.view(len(kv_of_head), head_dim, -1)
+            if not torch.equal(heads, heads[first[kv_of_head]]):
+                return False
+    return True
+
+
+def _sum_columns(out: Tensor, kv_of_q: NDArray[np.intp], head_dim: int) -> Tensor:
+    """Columns [hidden, heads * head_dim] added up over the heads of each key-value head, which ascend."""
+    of_head = out.view(len(out), -1, head_dim)
+    summed = out.new_zeros(len(out), len(np.unique(kv_of_q)), head_dim)
+    return summed.index_add_(1, torch.from_numpy(kv_of_q), of_head).flatten(1)
 
 
 def _without_weights() -> LayerSlice:

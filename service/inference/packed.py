@@ -2,7 +2,8 @@
 
 All rows stand in one tensor [total, hidden], those of one head mask together. Norms and feed-forward run over
 all of them at once, attention as `packed_attention` has it. The last layer computes keys and values for every
-position, but all else only where logits are asked for.
+position, but all else only where logits are asked for. A decoder whose heads are copies in groups
+(`lalm.copied_heads`) has few enough left for all rows to share their weights: there the output is gated.
 
 The modules of transformers' decoder do what is not attention, so that this is the same model; `packed_check`
 says which decoders it is written for, and compares the two on random input.
@@ -11,12 +12,14 @@ says which decoders it is written for, and compares the two on random input.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lalm.copied_heads import heads_are_copies
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask
 from lalm.pruned_attention import head_layouts
@@ -27,6 +30,7 @@ from service.inference.packed_attention import Group, SlicedAttention, WholeAtte
 
 # Reading a weight from memory takes about as long as multiplying it with so many rows.
 _READ_ROWS = 20
+_MAX_GATES = 256  # kept at most, of some kilobytes each
 
 
 class PackedPass:
@@ -39,8 +43,7 @@ class PackedPass:
 
     def prepare(self, head_masks: Sequence[HeadMask]) -> None:
         """See `ForwardPass`."""
-        for head_mask in (None, *head_masks):
-            self._decoder.slices.of(head_mask)
+        self._decoder.prepare(head_masks)
 
     def prefill(self, inputs: Sequence[Tensor], chunks: Sequence[Chunk]) -> Tensor:
         """See `ForwardPass`."""
@@ -69,9 +72,10 @@ class PackedDecoder:
         with_heads = [module for module, layout in zip(attentions, layouts, strict=True) if layout.heads]
         self._head_dim: int = with_heads[0].head_dim
         self._scale: float = with_heads[0].scaling
-        self._pruned = not all(layout.kept.all() for layout in layouts)
         self._likes = [torch.empty(1, len(layout.kv_heads), 0, self._head_dim) for layout in layouts]
-        self.slices = HeadSlices(attentions, layouts, self._head_dim)
+        self._slices = HeadSlices(attentions, layouts, self._head_dim)
+        copied = all(heads_are_copies(attention) for attention in attentions)
+        self._gates = ChannelGates(attentions[0], self._shape) if copied else None
         probe = torch.zeros(1, 1, config.hidden_size)
         cos, sin = decoder.rotary_emb(probe, torch.arange(max_positions)[None])
         half = self._head_dim // 2
@@ -96,18 +100,31 @@ class PackedDecoder:
         last: Tensor = self._norm(hidden)
         return last
 
+    def prepare(self, head_masks: Sequence[HeadMask]) -> None:
+        """Copy the weights that these head masks leave."""
+        for head_mask in (None, *(() if self._gates else head_masks)):
+            self._slices.of(head_mask)
+
     def _attention(self, chunks: Sequence[Chunk]) -> SlicedAttention | WholeAttention:
         """What is faster for these chunks; a pruned decoder, which serves one head mask, has slices only."""
         rotations = self._rotations[_positions(chunks)][:, None]
+        single = all(chunk.length == chunk.num_outputs == 1 for chunk in chunks)
+        if self._gates is not None:
+            whole, gate = self._slices.of(None), self._gates.of(chunks)
+            if single:
+                return WholeAttention(chunks, whole, gate, rotations, self._head_dim, self._scale)
+            lengths = torch.tensor([chunk.length for chunk in chunks])
+            gate = gate.repeat_interleave(lengths, dim=1)
+            everything = Group(chunks, whole, 0, len(rotations))
+            return SlicedAttention([everything], rotations, self._head_dim, self._scale, gate)
         groups, start = [], 0
         for head_mask, members in groupby(chunks, key=lambda chunk: chunk.head_mask):
             of_mask = list(members)
             stop = start + sum(chunk.length for chunk in of_mask)
-            groups.append(Group(of_mask, self.slices.of(head_mask), start, stop))
+            groups.append(Group(of_mask, self._slices.of(head_mask), start, stop))
             start = stop
-        single = all(chunk.length == chunk.num_outputs == 1 for chunk in chunks)
-        if single and len(groups) > 1 and not self._pruned:
-            whole = self.slices.of(None)
+        if single and len(groups) > 1 and self._slices.whole_has_every_head:
+            whole = self._slices.of(None)
             num_weights = sum(part.num_bytes for part in whole)
             shares = [sum(part.num_bytes for part in group.slices) / num_weights for group in groups]
             sliced_cost = sum(
@@ -117,6 +134,30 @@ class PackedDecoder:
                 gate = gate_tensor([chunk.head_mask for chunk in chunks], *self._shape)
                 return WholeAttention(chunks, whole, gate, rotations, self._head_dim, self._scale)
         return SlicedAttention(groups, rotations, self._head_dim, self._scale)
+
+
+class ChannelGates:
+    """Gates of merged heads: the heads of a group are one, and each has channels of its own in it.
+
+    attention: one of the layers, whose heads are copies (`lalm.copied_heads`). shape: num_layers, num_heads.
+    """
+
+    def __init__(self, attention: Any, shape: tuple[int, int]) -> None:
+        self._num_channels: int = attention.head_dim // attention.num_key_value_groups
+        self._shape = shape
+        self._of_mask = lru_cache(maxsize=_MAX_GATES)(self._make)
+
+    def of(self, chunks: Sequence[Chunk]) -> Tensor:
+        """[num_layers, len(chunks), groups * head_dim].
+
+        Raises:
+            ValueError: a head mask of another shape.
+        """
+        return torch.stack([self._of_mask(chunk.head_mask) for chunk in chunks], dim=1)
+
+    def _make(self, head_mask: HeadMask | None) -> Tensor:
+        gate = gate_tensor([head_mask], *self._shape)[:, 0]
+        return gate.repeat_interleave(self._num_channels, dim=-1)
 
 
 def _by_head_mask(chunks: Sequence[Chunk]) -> list[int]:

@@ -1,8 +1,9 @@
 """Attention over packed rows, each under its own head mask, in two ways with equal results.
 
-SlicedAttention   projections over the rows of one head mask at a time, with the weights of its active heads.
-WholeAttention    one projection for all rows with all weights, the output gated. For a decode step of many
-                  head masks, which else would spend its time on reading so many copies of the weights.
+SlicedAttention   projections over the rows of one head mask at a time, with the weights of its active heads;
+                  or over all rows with all weights, the output gated.
+WholeAttention    the latter for a decode step. For many head masks, which else would spend its time on
+                  reading so many copies of the weights.
 
 Scores and mixing are computed row by row, over the row's own keys and values, of which not one is padding.
 """
@@ -34,10 +35,21 @@ class Group:
 
 
 class SlicedAttention:
-    """For one pass; rotations: complex [total, 1, head_dim / 2]."""
+    """For one pass; rotations: complex [total, 1, head_dim / 2].
 
-    def __init__(self, groups: Sequence[Group], rotations: Tensor, head_dim: int, scale: float) -> None:
+    gate: for the output of a single group, [num_layers, total, num_q * head_dim].
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        rotations: Tensor,
+        head_dim: int,
+        scale: float,
+        gate: Tensor | None = None,
+    ) -> None:
         self._groups = groups
+        self._gate = gate
         self._rotations = rotations
         self._head_dim = head_dim
         self._scale = scale
@@ -56,6 +68,8 @@ class SlicedAttention:
             _store(stored, group.chunks, part, turned[:, part.num_q :], heads[:, num_turned:])
             counts = [chunk.length for chunk in group.chunks]
             mixed = self._mix(part, group.chunks, counts, turned[:, : part.num_q], stored)
+            if self._gate is not None:
+                mixed = mixed * self._gate[number]
             parts.append(F.linear(mixed, part.out, part.out_bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -84,6 +98,8 @@ class SlicedAttention:
             queries = F.linear(rows[asking], part.qkv[:split], bias_q).view(len(asking), -1, self._head_dim)
             counts = [chunk.num_outputs for chunk in group.chunks]
             mixed = self._mix(part, group.chunks, counts, _rotate(queries, rotations[asking]), stored)
+            if self._gate is not None:
+                mixed = mixed * self._gate[number, asking]
             parts.append(F.linear(mixed, part.out, part.out_bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -129,7 +145,8 @@ class SlicedAttention:
 class WholeAttention:
     """For one decode step, all chunks being one position.
 
-    whole: every layer with all its heads, none pruned. gate: [num_layers, len(chunks), num_heads].
+    whole: every layer with all its heads, none pruned.
+    gate: [num_layers, len(chunks), num_q * head_dim], or 1 in place of head_dim.
     """
 
     def __init__(
@@ -143,7 +160,7 @@ class WholeAttention:
     ) -> None:
         self._chunks = chunks
         self._whole = whole
-        self._gate = gate[..., None]
+        self._gate = gate.view(*gate.shape[:2], whole[0].num_q, -1)
         self._rotations = rotations
         self._head_dim = head_dim
         self._scale = scale

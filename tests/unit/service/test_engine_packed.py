@@ -31,6 +31,28 @@ from tests.toy import write_toy_checkpoint
 NUM_SLOTS, NUM_POSITIONS = 4, 40
 
 
+def copy_queries(family: ModelFamily, *, own_channels: bool) -> None:
+    """Heads that share a key-value head get one query; if asked, each has output channels of its own."""
+    for layer in family.decoder.layers:
+        attention = layer.self_attn
+        parts, dim = attention.num_key_value_groups, attention.head_dim
+        for weight in (attention.q_proj.weight, attention.q_proj.bias):
+            heads = weight.data.view(-1, parts, dim, *weight.shape[1:])
+            heads[:] = heads[:, :1].clone()
+        if own_channels:
+            owner = torch.arange(dim) // (dim // parts)
+            columns = attention.o_proj.weight.data.view(len(attention.o_proj.weight), -1, parts, dim)
+            columns *= owner == torch.arange(parts)[:, None]
+
+
+@pytest.fixture(scope="module", params=["other heads", "equal queries", "copied heads"])
+def family(request: pytest.FixtureRequest, toy_checkpoint: Path) -> ModelFamily:
+    loaded = load_family(toy_checkpoint)
+    if request.param != "other heads":
+        copy_queries(loaded, own_channels=request.param == "copied heads")
+    return loaded
+
+
 def make_inputs(family: ModelFamily, length: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(length, family.decoder.config.hidden_size, generator=generator)
@@ -66,14 +88,14 @@ def head_masks(draw: st.DrawFn) -> HeadMask | None:
     seed=st.integers(0, 1000),
 )
 def test_rows_in_any_pieces_and_company_are_the_decoders(
-    toy_family: ModelFamily,
+    family: ModelFamily,
     masks: list[HeadMask | None],
     lengths: list[int],
     pieces: list[int],
     seed: int,
 ) -> None:
-    inputs = [make_inputs(toy_family, length, seed + row) for row, length in enumerate(lengths)]
-    packed = PackedDecoder(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    inputs = [make_inputs(family, length, seed + row) for row, length in enumerate(lengths)]
+    packed = PackedDecoder(family.decoder, make_cache(family), NUM_POSITIONS)
     seen: list[list[Tensor]] = [[] for _ in lengths]
     done, turn = [0] * NUM_SLOTS, 0
     while done != lengths:
@@ -91,18 +113,18 @@ def test_rows_in_any_pieces_and_company_are_the_decoders(
         turn += 1
     for row, parts in enumerate(seen):
         torch.testing.assert_close(
-            torch.cat(parts), expected(toy_family, inputs[row], masks[row]), rtol=1e-3, atol=1e-4
+            torch.cat(parts), expected(family, inputs[row], masks[row]), rtol=1e-3, atol=1e-4
         )
 
 
 @pytest.mark.parametrize("num_masks", [1, 2, 4])
 def test_a_decode_step_with_whole_or_sliced_weights_is_the_decoders(
-    toy_family: ModelFamily, num_masks: int
+    family: ModelFamily, num_masks: int
 ) -> None:
-    masks = [random_mask(toy_family, slot % num_masks) for slot in range(NUM_SLOTS)]
+    masks = [random_mask(family, slot % num_masks) for slot in range(NUM_SLOTS)]
     lengths = [9, 4, 12, 1]
-    inputs = [make_inputs(toy_family, length + 1, slot) for slot, length in enumerate(lengths)]
-    forward = PackedPass(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    inputs = [make_inputs(family, length + 1, slot) for slot, length in enumerate(lengths)]
+    forward = PackedPass(family.decoder, make_cache(family), NUM_POSITIONS)
     with torch.inference_mode():
         forward.prefill(
             [rows[:-1] for rows in inputs],
@@ -114,23 +136,34 @@ def test_a_decode_step_with_whole_or_sliced_weights_is_the_decoders(
         )
     for slot, output in enumerate(outputs):
         torch.testing.assert_close(
-            output, expected(toy_family, inputs[slot], masks[slot])[-1], rtol=1e-3, atol=1e-4
+            output, expected(family, inputs[slot], masks[slot])[-1], rtol=1e-3, atol=1e-4
         )
 
 
-def test_only_the_outputs_asked_for_come_back_in_the_order_of_the_chunks(toy_family: ModelFamily) -> None:
-    masks = [random_mask(toy_family, 1), random_mask(toy_family, 2), random_mask(toy_family, 1)]
-    inputs = [make_inputs(toy_family, 6, row) for row in range(3)]
+def test_only_the_outputs_asked_for_come_back_in_the_order_of_the_chunks(family: ModelFamily) -> None:
+    masks = [random_mask(family, 1), random_mask(family, 2), random_mask(family, 1)]
+    inputs = [make_inputs(family, 6, row) for row in range(3)]
     counts = [1, 3, 0]
-    forward = PackedPass(toy_family.decoder, make_cache(toy_family), NUM_POSITIONS)
+    forward = PackedPass(family.decoder, make_cache(family), NUM_POSITIONS)
     with torch.inference_mode():
         outputs = forward.prefill(
             inputs, [Chunk(row, 0, 6, masks[row], num_outputs=counts[row]) for row in range(3)]
         )
         none = forward.prefill(inputs[:1], [Chunk(0, 0, 6, masks[0], num_outputs=0)])
     assert none.shape[0] == 0
-    wanted = [expected(toy_family, inputs[row], masks[row])[6 - counts[row] :] for row in range(3)]
+    wanted = [expected(family, inputs[row], masks[row])[6 - counts[row] :] for row in range(3)]
     torch.testing.assert_close(outputs, torch.cat(wanted), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["equal queries", "copied heads"], indirect=True)
+def test_equal_heads_are_computed_once(family: ModelFamily) -> None:
+    attentions = [layer.self_attn for layer in family.decoder.layers]
+    slices = HeadSlices(attentions, head_layouts(family.decoder), 8)
+    heads = np.ones((3, 8), dtype=bool)
+    heads[1, :4] = heads[2, 6] = False
+    assert [(part.num_q, part.num_kv) for part in slices.of(None)] == [(2, 2)] * 3
+    assert [(part.num_q, part.num_kv) for part in slices.of(HeadMask(heads))] == [(2, 2), (1, 1), (2, 2)]
+    assert can_pack(family)
 
 
 def test_slices_of_many_head_masks_stay_within_their_memory(toy_family: ModelFamily) -> None:

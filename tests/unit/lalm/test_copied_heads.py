@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 from lalm import head_gate
-from training.copied_heads import merge_copied_heads
+from lalm.copied_heads import merge_copied_heads
 
 NUM_LAYERS, NUM_KV_HEADS, PARTS, DIM, HIDDEN = 2, 2, 4, 8, 24
 NUM_HEADS = NUM_KV_HEADS * PARTS

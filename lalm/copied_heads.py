@@ -4,8 +4,8 @@ A decoder whose heads were split after pretraining (as the embedded model's: `sp
 `training.tiny.model`) has groups of query heads with the same query, the same key and value, and output
 channels of their own. The heads of a group then see the same, and a gate on one of them is a gate on its
 channels: one head a group computes the same function, up to rounding, with a fraction of the attention.
-Training and evaluation work on that form; mask files, gates and fingerprints are those of the model as it is
-stored.
+Training and evaluation work on a decoder of that form (`merge_copied_heads`), the service's packed pass on
+weights of that form; mask files, gates and fingerprints are those of the model as it is stored.
 """
 
 from __future__ import annotations
@@ -52,15 +52,18 @@ def merge_copied_heads(decoder: Any) -> bool:
     decoder: a transformers decoder with gated attention (`lalm.head_gate.install`); changed in place.
     """
     attentions = [getattr(layer, "self_attn", None) for layer in getattr(decoder, "layers", ())]
-    if not attentions or not all(_are_copies(attention) for attention in attentions):
+    if not attentions or not all(heads_are_copies(attention) for attention in attentions):
         return False
     for attention in attentions:
         _merge(attention, decoder.config.num_attention_heads)
     return True
 
 
-def _are_copies(attention: Any) -> bool:
-    """Whether the heads of each group have one query, and share out their output channels in order."""
+def heads_are_copies(attention: Any) -> bool:
+    """Whether the heads of each group have one query, and share out their output channels in order.
+
+    attention: a transformers attention, of which no head is gone.
+    """
     query, output = getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)
     parts = getattr(attention, "num_key_value_groups", 1)
     if parts == 1 or type(query) is not nn.Linear or type(output) is not nn.Linear:
