@@ -12,7 +12,6 @@ says which decoders it is written for, and compares the two on random input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -145,7 +144,7 @@ class ChannelGates:
     def __init__(self, attention: Any, shape: tuple[int, int]) -> None:
         self._num_channels: int = attention.head_dim // attention.num_key_value_groups
         self._shape = shape
-        self._of_mask = lru_cache(maxsize=_MAX_GATES)(self._make)
+        self._by_mask: dict[HeadMask | None, Tensor] = {}
 
     def of(self, chunks: Sequence[Chunk]) -> Tensor:
         """[num_layers, len(chunks), groups * head_dim].
@@ -155,9 +154,14 @@ class ChannelGates:
         """
         return torch.stack([self._of_mask(chunk.head_mask) for chunk in chunks], dim=1)
 
-    def _make(self, head_mask: HeadMask | None) -> Tensor:
-        gate = gate_tensor([head_mask], *self._shape)[:, 0]
-        return gate.repeat_interleave(self._num_channels, dim=-1)
+    def _of_mask(self, head_mask: HeadMask | None) -> Tensor:
+        gate = self._by_mask.get(head_mask)
+        if gate is None:
+            if len(self._by_mask) == _MAX_GATES:
+                self._by_mask.clear()
+            gate = gate_tensor([head_mask], *self._shape)[:, 0].repeat_interleave(self._num_channels, dim=-1)
+            self._by_mask[head_mask] = gate
+        return gate
 
 
 def _by_head_mask(chunks: Sequence[Chunk]) -> list[int]:
