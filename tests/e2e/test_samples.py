@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ def results(client: TestClient, content: bytes, file: str) -> dict[str, Any]:
     return {task: answer["result"] for task, answer in response.json()["results"].items()}
 
 
-def test_every_recording_has_an_answer_of_every_shipped_task() -> None:
+def test_every_recording_has_an_answer_of_every_task_that_asks_about_its_kind() -> None:
     shipped = {path.stem for path in MASKS_DIR.glob("*.json")}
     assert sorted(path.name for path in SAMPLES.glob("*.wav")) == FILES
-    assert len(FILES) >= 8
-    assert all(set(expected_of(file)) == shipped for file in FILES)
+    kinds = Counter(frozenset(expected_of(file)) for file in FILES)
+    about_speech = shipped - {"aac"}
+    assert kinds.pop(frozenset(about_speech)) >= 8
+    assert kinds.keys() == {frozenset({"aac"})}
+    assert kinds.total() >= 2
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -56,8 +60,9 @@ def test_every_task_answers_it_right(client: TestClient, file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_a_raw_body_is_answered_alike(client: TestClient, file: str) -> None:
     content, headers = (SAMPLES / file).read_bytes(), {"Content-Type": "audio/wav"}
-    response = client.post("/tasks/asr", content=content, headers=headers)
-    assert response.json()["result"] == expected_of(file)["asr"]
+    for task, result in expected_of(file).items():
+        response = client.post(f"/tasks/{task}", content=content, headers=headers)
+        assert response.json()["result"] == result
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from service.app import create_app
 from service.settings import Settings
 from tests.ready_client import ready_client
 from tests.served import WAV
+from tests.spoken_samples import SPOKEN
 
-SAMPLES = sorted((Path(__file__).resolve().parents[2] / "samples").glob("*.wav"))[:4]
+SAMPLES = SPOKEN[:4]
 
 
 @pytest.fixture(scope="module")

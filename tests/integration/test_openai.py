@@ -20,8 +20,7 @@ from lalm.head_mask import MaskFile
 from service.settings import Settings
 from tests.fake_engine import TEXTS, FakeEngine, recording, write_masks
 from tests.served import WAV, Service, free_port, run, serving
-
-SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+from tests.spoken_samples import SPOKEN
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def upload(content: bytes | None = None) -> tuple[str, bytes, str]:
 
 
 def three_sentences() -> bytes:
-    shortest = min(SAMPLES.glob("*.wav"), key=lambda path: path.stat().st_size)
+    shortest = min(SPOKEN, key=lambda path: path.stat().st_size)
     sentence, silence = decode_audio(shortest), np.zeros(16_000, dtype=np.float32)
     file = io.BytesIO()
     parts = [sentence, silence, sentence, silence, sentence]

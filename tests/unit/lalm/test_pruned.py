@@ -22,6 +22,7 @@ from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
 from lalm.pruned import compile_task, prune_checkpoint, weight_bytes
 from lalm.pruned_attention import HeadLayout
 from lalm.task import TaskSpec
+from tests.spoken_samples import SPOKEN
 from tests.toy import toy_waveform
 from training.generation import generate
 
@@ -38,8 +39,7 @@ def tiny_family() -> ModelFamily:
 
 @pytest.fixture(scope="module")
 def sample_prompts(tiny_family: ModelFamily) -> list[torch.Tensor]:
-    recordings = sorted((REPOSITORY / "samples").glob("*.wav"))
-    features = [tiny_family.features(decode_audio(path.read_bytes(), AudioLimits())) for path in recordings]
+    features = [tiny_family.features(decode_audio(path.read_bytes(), AudioLimits())) for path in SPOKEN]
     return [tiny_family.embed_prompt([embeds]) for embeds in tiny_family.embed_audio(features)]
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from lalm.audio import decode_audio
 from lalm.speech import has_speech, is_audible, split_at_pauses
+from tests.spoken_samples import SPOKEN
 
-SAMPLES = sorted((Path(__file__).resolve().parents[3] / "samples").glob("*.wav"))
 Waveform = NDArray[np.float32]
 
 
@@ -49,7 +49,7 @@ def test_there_is_no_speech_in_it(name: str) -> None:
     assert not has_speech(NOTHING[name])
 
 
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SPOKEN, ids=lambda path: path.stem)
 @pytest.mark.parametrize("gain", [1.0, 0.05, 4.0])
 def test_there_is_speech_in_every_sample(path: Path, gain: float) -> None:
     waveform = decode_audio(path) * np.float32(gain)
@@ -64,7 +64,7 @@ def test_noise_is_audible_and_zeros_are_not() -> None:
 
 
 def test_what_is_said_between_pauses_is_a_piece() -> None:
-    sentences = [decode_audio(path) for path in SAMPLES[:4]]
+    sentences = [decode_audio(path) for path in SPOKEN[:4]]
     waveform = np.concatenate([part for each in sentences for part in (each, silence(0.6))])
     starts = np.cumsum([0, *(len(each) + 9_600 for each in sentences)])
     spans = split_at_pauses(waveform, max(map(len, sentences)) / 16_000 + 0.4)
@@ -76,7 +76,7 @@ def test_what_is_said_between_pauses_is_a_piece() -> None:
 
 @pytest.mark.parametrize("max_piece_s", [0.5, 1.0, 3.0, 30.0])
 def test_pieces_are_in_order_apart_and_short_enough(max_piece_s: float) -> None:
-    parts = [part for path in SAMPLES for part in (decode_audio(path), silence(0.1), noise(0.001, 0.2))]
+    parts = [part for path in SPOKEN for part in (decode_audio(path), silence(0.1), noise(0.001, 0.2))]
     waveform = np.concatenate(parts)
     spans = split_at_pauses(waveform, max_piece_s)
     assert spans
@@ -86,7 +86,7 @@ def test_pieces_are_in_order_apart_and_short_enough(max_piece_s: float) -> None:
 
 
 def test_a_stretch_without_pause_is_cut_all_the_same() -> None:
-    rushed = np.concatenate([decode_audio(path)[3_200:-6_400] for path in SAMPLES])
+    rushed = np.concatenate([decode_audio(path)[3_200:-6_400] for path in SPOKEN])
     spans = split_at_pauses(rushed, 0.7)
     assert all(span.end - span.start <= 0.7 * 16_000 for span in spans)
     assert sum(span.end - span.start for span in spans) > 0.8 * len(rushed)

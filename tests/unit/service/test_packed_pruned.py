@@ -25,6 +25,7 @@ from service.inference.model_runner import ModelRunner
 from service.inference.packed import PackedDecoder
 from service.inference.packed_check import can_pack
 from tests.engine_support import make_request, make_row, random_mask, reference, running_engine
+from tests.spoken_samples import SPOKEN
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = sorted((REPOSITORY / "masks" / tiny.NAME).glob("*.json"))
@@ -49,8 +50,7 @@ def tiny_family() -> ModelFamily:
 
 @pytest.fixture(scope="module")
 def sample_features(tiny_family: ModelFamily) -> list[AudioFeatures]:
-    recordings = sorted((REPOSITORY / "samples").glob("*.wav"))
-    return [tiny_family.features(decode_audio(path.read_bytes(), AudioLimits())) for path in recordings]
+    return [tiny_family.features(decode_audio(path.read_bytes(), AudioLimits())) for path in SPOKEN]
 
 
 @torch.inference_mode()

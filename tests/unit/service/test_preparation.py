@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from lalm.errors import AudioTooLongError
 from lalm.task import LongAudio, TaskSpec
 from service.preparation import Prepared, limit_s, prepare
 from tests.fake_engine import FakeFamily, recording
+from tests.spoken_samples import SPOKEN
 
-SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 TEXT: dict[str, Any] = {"kind": "text"}
 LABEL = {"kind": "label", "labels": ["a", "b"]}
 LIMITS = AudioLimits(max_duration_s=60.0)
@@ -46,7 +45,7 @@ def test_a_short_recording_is_one_piece_for_all_tasks() -> None:
 
 
 def test_each_task_hears_a_long_recording_in_its_own_way() -> None:
-    sentence = decode_audio(min(SAMPLES.glob("*.wav"), key=lambda path: path.stat().st_size))
+    sentence = decode_audio(min(SPOKEN, key=lambda path: path.stat().st_size))
     longest_s = len(sentence) / 16_000 + 0.4
     content = wav(sentence, silence(1.0), sentence, silence(1.0), sentence)
     whole, first, split = prepared(
