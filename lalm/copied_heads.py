@@ -71,14 +71,28 @@ def heads_are_copies(attention: Any) -> bool:
     dim: int = attention.head_dim
     if hasattr(attention, "head_layout") or dim % parts or output.bias is not None:
         return False
-    for weight in (query.weight, query.bias):
-        if weight is not None:
-            heads = weight.view(-1, parts, dim, *weight.shape[1:])
-            if not torch.equal(heads, heads[:, :1].expand_as(heads)):
-                return False
+    if not queries_are_copies(query, torch.arange(query.out_features // dim) // parts, dim):
+        return False
     columns = output.weight.view(output.out_features, -1, parts, dim)
     others = columns.masked_select(~_kept_channels(parts, dim).to(columns.device))
     return not bool(others.any())
+
+
+def queries_are_copies(query: nn.Linear, kv_of_head: Tensor, head_dim: int) -> bool:
+    """Whether heads that read one key-value head have one query, and some do.
+
+    kv_of_head: int [heads of `query`], ascending from 0, each number there.
+    """
+    counts = torch.bincount(kv_of_head)
+    if len(counts) == len(kv_of_head):
+        return False
+    first = (counts.cumsum(0) - counts)[kv_of_head]
+    for weight in (query.weight, query.bias):
+        if weight is not None:
+            heads = weight.view(len(kv_of_head), head_dim, -1)
+            if not torch.equal(heads, heads[first.to(heads.device)]):
+                return False
+    return True
 
 
 def _kept_channels(parts: int, dim: int) -> Tensor:

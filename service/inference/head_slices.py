@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lalm.copied_heads import queries_are_copies
 from lalm.head_mask import HeadMask
 from lalm.pruned_attention import HeadLayout
 
@@ -83,7 +84,11 @@ class HeadSlices:
         self._layouts = layouts
         self._kept: NDArray[np.bool_] = np.stack([layout.kept for layout in layouts])
         self._head_dim = head_dim
-        self._copies = [_are_copies(*pair, head_dim) for pair in zip(attentions, layouts, strict=True)]
+        self._copies = [
+            bool(layout.heads)
+            and queries_are_copies(module.q_proj, torch.tensor(layout.kv_of_head), head_dim)
+            for module, layout in zip(attentions, layouts, strict=True)
+        ]
         self.whole_has_every_head = bool(self._kept.all()) and not any(self._copies)
         self._max_bytes = max_bytes
         self.num_bytes = 0
@@ -154,20 +159,6 @@ class HeadSlices:
             spread=spread,
             gather=gather,
         )
-
-
-def _are_copies(module: Any, layout: HeadLayout, head_dim: int) -> bool:
-    """Whether the heads that read one key-value head have one query."""
-    kv_of_head = np.array(layout.kv_of_head, dtype=np.intp)
-    _, first = np.unique(kv_of_head, return_index=True)
-    if len(first) == len(kv_of_head):
-        return False
-    for weight in (module.q_proj.weight, module.q_proj.bias):
-        if weight is not None:
-            heads = weight.view(len(kv_of_head), head_dim, -1)
-            if not torch.equal(heads, heads[first[kv_of_head]]):
-                return False
-    return True
 
 
 def _sum_columns(out: Tensor, kv_of_q: NDArray[np.intp], head_dim: int) -> Tensor:
