@@ -52,6 +52,9 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
     ] = False,
+    resume_decoder: Annotated[
+        bool, typer.Option("--resume-decoder", help="The decoder stage goes on from its saved state.")
+    ] = False,
     half: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")] = 0,
@@ -59,6 +62,8 @@ def main(
     """Pretrain encoder and decoder, split the heads and write the checkpoint."""
     run = Run(corpus, work, device, seed, half=half)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
+    if resume_decoder:
+        decoder.load()
     if encoder_from is not None:
         encoder.start_from(encoder_from)
     if resume or not encoder_steps:
