@@ -6,6 +6,7 @@ WholeAttention    the latter for a decode step. For many head masks, which else 
                   reading so many copies of the weights.
 
 Scores and mixing are computed row by row, over the row's own keys and values, of which not one is padding.
+The rows of a decode step go together where their slots and lengths are so alike that little is padding.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 
 from service.inference.chunk import Chunk
 from service.inference.head_slices import LayerSlice
+
+# How many keys the one call for all rows of a decode step may see for each that is wanted.
+_MAX_PADDING = 2
 
 # Keys and values of one layer, each [num_slots, num_kv_heads, num_positions, head_dim].
 Stored = tuple[Tensor, Tensor]
@@ -165,6 +169,7 @@ class WholeAttention:
         self._head_dim = head_dim
         self._scale = scale
         self._slots, self._starts = torch.tensor([[chunk.slot, chunk.start] for chunk in chunks]).T
+        self._joint = JointRows.of(chunks)
 
     def __call__(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
         """What layer `number` adds to [len(chunks), hidden]."""
@@ -175,15 +180,58 @@ class WholeAttention:
         stored[0][self._slots, :, self._starts] = turned[:, part.num_q :]
         stored[1][self._slots, :, self._starts] = heads[:, num_turned:]
         queries = turned[:, : part.num_q].view(len(normed), part.num_kv, -1, self._head_dim)
-        mixed = []
-        for row, chunk in enumerate(self._chunks):
-            keys, values = (kept[chunk.slot : chunk.slot + 1, :, : chunk.stop] for kept in stored)
-            own = queries[row : row + 1]
-            mixed.append(F.scaled_dot_product_attention(own, keys, values, scale=self._scale))
-        gated = torch.cat(mixed).flatten(1, 2) * self._gate[number]
+        if self._joint is not None:
+            mixed = self._joint.mix(queries, stored, self._scale)
+        else:
+            mixed = torch.cat([self._mix(queries, row, stored) for row in range(len(queries))])
+        gated = mixed.flatten(1, 2) * self._gate[number]
         return F.linear(gated.flatten(1), part.out, part.out_bias)
 
+    def _mix(self, queries: Tensor, row: int, stored: Stored) -> Tensor:
+        """[1, num_kv, groups, head_dim] of one row."""
+        slot, stop = self._chunks[row].slot, self._chunks[row].stop
+        keys, values = (kept[slot : slot + 1, :, :stop] for kept in stored)
+        return F.scaled_dot_product_attention(queries[row : row + 1], keys, values, scale=self._scale)
+
     of_outputs = __call__
+
+
+@dataclass(frozen=True)
+class JointRows:
+    """Rows of a decode step that are mixed in one call, over the slots from the first to the last of theirs.
+
+    slots: these. places: where each row stands among them, int [rows]. num_positions: the longest row's.
+    visible: float [slots, 1, 1, num_positions], 0 where a slot's row looks and -inf elsewhere; a slot without
+    a row sees one position, and nobody asks for what it says.
+    """
+
+    places: Tensor
+    slots: slice
+    num_positions: int
+    visible: Tensor
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> JointRows | None:
+        """None where too much of what they would see is not theirs, or there is only one."""
+        slots, stops = [chunk.slot for chunk in chunks], [chunk.stop for chunk in chunks]
+        first, num_slots, longest = min(slots), max(slots) - min(slots) + 1, max(stops)
+        if len(chunks) == 1 or num_slots * longest > _MAX_PADDING * sum(stops):
+            return None
+        places = torch.tensor(slots) - first
+        lengths = torch.ones(num_slots, dtype=torch.long)
+        lengths[places] = torch.tensor(stops)
+        hidden = torch.arange(longest) >= lengths[:, None]
+        visible = torch.zeros(num_slots, longest).masked_fill_(hidden, float("-inf"))
+        return cls(places, slice(first, first + num_slots), longest, visible[:, None, None])
+
+    def mix(self, queries: Tensor, stored: Stored, scale: float) -> Tensor:
+        """Of queries [rows, num_kv, groups, head_dim], in the order of the rows: the same shape."""
+        asked = queries.new_zeros(len(self.visible), *queries.shape[1:])
+        asked[self.places] = queries
+        keys, values = (kept[self.slots, :, : self.num_positions] for kept in stored)
+        # For one query a row and a head, plain products take half the time of the fused attention.
+        scores = torch.matmul(asked * scale, keys.transpose(2, 3)) + self.visible
+        return torch.matmul(scores.softmax(dim=-1), values)[self.places]
 
 
 def _without_heads(rows: Tensor, part: LayerSlice) -> Tensor:
