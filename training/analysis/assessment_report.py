@@ -68,7 +68,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     labels = [f"{record['task']} ({_label(record['metric'])})" for record in records]
     axes.set_yticks(range(len(records)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel("score, higher is better; dots are wordings, the diamond is the head mask")
+    axes.set_xlabel("score, higher is better (diamond: the head mask)")
     axes.grid(axis="x", color="0.9")
     save(figure, path)
 
