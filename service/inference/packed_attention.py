@@ -229,7 +229,7 @@ class JointRows:
         asked = queries.new_zeros(len(self.visible), *queries.shape[1:])
         asked[self.places] = queries
         keys, values = (kept[self.slots, :, : self.num_positions] for kept in stored)
-        # For one query a row and a head, plain products take half the time of the fused attention.
+        # For one query a row and a head, plain products are faster than the fused attention.
         scores = torch.matmul(asked * scale, keys.transpose(2, 3)) + self.visible
         return torch.matmul(scores.softmax(dim=-1), values)[self.places]
 
