@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
@@ -125,6 +126,7 @@ def draw_layers(record: Record, path: Path) -> None:
         share = 100 * np.array(by_layer) / record["heads_per_layer"]
         axes.plot(range(len(share)), share, marker="o", markersize=3, label=name)
     axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("active heads, %")
     axes.grid(color="0.9")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
