@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from training.tiny.encoder_stage import encode
 from training.tiny.features import Corpus, augment
 from training.tiny.optimizer import MatrixOptimizer
-from training.tiny.records import Pair, draw_pairs
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
@@ -24,7 +23,6 @@ PEAK_RATE = 1e-3
 NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
 PAIR_SHARE = 0.25  # of the batches is about two recordings
-NUM_PAIRS = 60_000  # drawn anew: with the few of the manifest the decoder would learn them by heart
 MAX_DROPOUT = 0.5
 
 
@@ -77,12 +75,11 @@ class DecoderStage:
         parts = (decoder, run.model.model.multi_modal_projector, run.model.lm_head)
         optimizer = MatrixOptimizer(parts)
         views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
-        pairs = draw_pairs(run.train.records, NUM_PAIRS, run.rng_of("pairs"))
         gates = HeadDropout(decoder, run.generator)
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            rows = self._rows(maker, indices, pairs, degrade=late)
+            rows = self._rows(maker, indices, degrade=late)
             clips = [[run.rng.choice(views)[i] for i in row.clips] for row in rows]
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
@@ -135,16 +132,16 @@ class DecoderStage:
         weights = packed.weights[answered].to(run.device)
         return (losses * weights).sum() / weights.sum()
 
-    def _rows(self, maker: RowMaker, indices: list[int], pairs: list[Pair], *, degrade: bool) -> list[Row]:
+    def _rows(self, maker: RowMaker, indices: list[int], *, degrade: bool) -> list[Row]:
         """Rows about the clips `indices` or, in a share of the batches, fewer rows about two clips each."""
-        rng, records = self._run.rng, self._run.train.records
+        rng, train = self._run.rng, self._run.train
         rows = []
-        if rng.random() < PAIR_SHARE:
-            for pair in rng.choices(pairs, k=len(indices) * 3 // 4):  # a row has one answer, but two clips
+        if train.pairs and rng.random() < PAIR_SHARE:
+            for pair in rng.choices(train.pairs, k=len(indices) * 3 // 4):  # one answer each, but two clips
                 unprompted = rng.random() < UNPROMPTED_SHARE
-                rows.append(maker.two(pair, records, unprompted=unprompted, degrade=degrade))
+                rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
             return rows
         for index in indices:
             unprompted = rng.random() < UNPROMPTED_SHARE
-            rows.append(maker.one(index, records[index], unprompted=unprompted, degrade=degrade))
+            rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
         return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from training.tiny.voices import EMOTIONS, GENDERS
@@ -91,21 +90,3 @@ def read_pairs(folder: Path) -> list[Pair]:
     """The speaker pairs of a split, if it has any."""
     path = folder / "pairs.jsonl"
     return [Pair(**json.loads(line)) for line in path.open(encoding="utf-8")] if path.exists() else []
-
-
-def draw_pairs(records: list[Record], count: int, rng: Random) -> list[Pair]:
-    """Pairs of recordings, half of one speaker; of the others, half are of one gender."""
-    speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
-    by_speaker: dict[str, list[int]] = {}
-    for index in speech:
-        by_speaker.setdefault(str(records[index].speaker), []).append(index)
-    several = [indices for indices in by_speaker.values() if len(indices) > 1]
-    pairs: list[Pair] = []
-    while len(pairs) < count:
-        same = len(pairs) % 2 == 0
-        first, second = rng.sample(rng.choice(several) if same else speech, 2)
-        alike = records[first].gender == records[second].gender
-        if same or (records[first].speaker != records[second].speaker and alike == (rng.random() < 0.5)):
-            pairs.append(Pair(first, second, same=same))
-    rng.shuffle(pairs)
-    return pairs

@@ -14,7 +14,7 @@ import torch
 
 from training.tiny import acoustics, mixtures
 from training.tiny.coffee import draw_order, draw_order_of
-from training.tiny.corpus import make_shard, write_manifests
+from training.tiny.corpus import draw_pairs, make_shard, write_manifests
 from training.tiny.encoder_stage import LETTERS
 from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
@@ -22,7 +22,7 @@ from training.tiny.model import build_model, split_heads, train_tokenizer
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, negative_log_likelihoods
 from training.tiny.recorded import slot_recall
-from training.tiny.records import TASKS, Pair, Record, answers, draw_pairs, read_pairs, read_records
+from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
 from training.tiny.sounds import EVENTS, make_event
 
