@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -74,22 +75,20 @@ def _steps(
     prompts = [torch.randn(prompt_tokens, hidden, generator=generator) for _ in range(NUM_ROWS)]
     alike, several = list(masks[:1]) * NUM_ROWS, [masks[row % len(masks)] for row in range(NUM_ROWS)]
 
-    def prefill(forward: ForwardPass, of_rows: Sequence[HeadMask]) -> Callable[[], object]:
+    def prefill(of_rows: Sequence[HeadMask]) -> list[Callable[[], object]]:
         chunks = [Chunk(slot, 0, prompt_tokens, mask) for slot, mask in enumerate(of_rows)]
-        return lambda: forward.prefill(prompts[: len(chunks)], chunks)
+        return [partial(it.prefill, prompts[: len(chunks)], chunks) for it in passes.values()]
 
-    def decode(forward: ForwardPass, of_rows: Sequence[HeadMask]) -> Callable[[], object]:
+    def decode(of_rows: Sequence[HeadMask]) -> list[Callable[[], object]]:
         chunks = [Chunk(slot, prompt_tokens + slot, 1, mask) for slot, mask in enumerate(of_rows)]
-        return lambda: forward.decode([7] * len(chunks), chunks)
+        return [partial(it.decode, [7] * len(chunks), chunks) for it in passes.values()]
 
     return {
-        "prefill, one row": [prefill(it, masks[:1]) for it in passes.values()],
-        f"prefill, {len(masks)} tasks on one recording": [prefill(it, masks) for it in passes.values()],
-        "decode step, one row": [decode(it, masks[:1]) for it in passes.values()],
-        f"decode step, {NUM_ROWS} rows of one task": [decode(it, alike) for it in passes.values()],
-        f"decode step, {NUM_ROWS} rows of {len(masks)} tasks": [
-            decode(it, several) for it in passes.values()
-        ],
+        "prefill, one row": prefill(masks[:1]),
+        f"prefill, {len(masks)} tasks on one recording": prefill(masks),
+        "decode step, one row": decode(masks[:1]),
+        f"decode step, {NUM_ROWS} rows of one task": decode(alike),
+        f"decode step, {NUM_ROWS} rows of {len(masks)} tasks": decode(several),
     }
 
 
