@@ -53,6 +53,7 @@ class SlicedAttention:
         gate: Tensor | None = None,
     ) -> None:
         self._groups = groups
+        self._joint = [_joint_rows(group.chunks) for group in groups]
         self._gate = gate
         self._rotations = rotations
         self._head_dim = head_dim
@@ -61,7 +62,7 @@ class SlicedAttention:
     def __call__(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
         """What layer `number` adds to [total, hidden], all positions asking."""
         parts = []
-        for group in self._groups:
+        for group, joint in zip(self._groups, self._joint, strict=True):
             part, rows = group.slices[number], normed[group.start : group.stop]
             if not part.num_q:
                 parts.append(_without_heads(rows, part))
@@ -71,7 +72,7 @@ class SlicedAttention:
             turned = _rotate(heads[:, :num_turned], self._rotations[group.start : group.stop])
             _store(stored, group.chunks, part, turned[:, part.num_q :], heads[:, num_turned:])
             counts = [chunk.length for chunk in group.chunks]
-            mixed = self._mix(part, group.chunks, counts, turned[:, : part.num_q], stored)
+            mixed = self._mix(part, group.chunks, counts, turned[:, : part.num_q], stored, joint)
             if self._gate is not None:
                 mixed = mixed * self._gate[number]
             parts.append(F.linear(mixed, part.out, part.out_bias))
@@ -80,7 +81,7 @@ class SlicedAttention:
     def of_outputs(self, number: int, normed: Tensor, stored: Stored) -> Tensor:
         """The same where only the outputs ask: [sum of num_outputs, hidden]."""
         parts = []
-        for group in self._groups:
+        for group, joint in zip(self._groups, self._joint, strict=True):
             part, rows = group.slices[number], normed[group.start : group.stop]
             asking = _asking(group)
             if not part.num_q:
@@ -101,33 +102,58 @@ class SlicedAttention:
                 continue
             queries = F.linear(rows[asking], part.qkv[:split], bias_q).view(len(asking), -1, self._head_dim)
             counts = [chunk.num_outputs for chunk in group.chunks]
-            mixed = self._mix(part, group.chunks, counts, _rotate(queries, rotations[asking]), stored)
+            mixed = self._mix(part, group.chunks, counts, _rotate(queries, rotations[asking]), stored, joint)
             if self._gate is not None:
                 mixed = mixed * self._gate[number, asking]
             parts.append(F.linear(mixed, part.out, part.out_bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _mix(
-        self, part: LayerSlice, chunks: Sequence[Chunk], counts: list[int], queries: Tensor, stored: Stored
+        self,
+        part: LayerSlice,
+        chunks: Sequence[Chunk],
+        counts: list[int],
+        queries: Tensor,
+        stored: Stored,
+        joint: JointRows | None,
     ) -> Tensor:
         """Of the last `counts` positions of each chunk: [sum of counts, num_q * head_dim]."""
-        single = max(counts) == 1
-        if single:
-            # The heads that share keys ask as so many positions would: keys and values are not copied.
-            queries = queries[:, part.spread].view(len(queries), part.num_kv, -1, self._head_dim)
+        if max(counts) == 1:
+            asking = [chunk for chunk, count in zip(chunks, counts, strict=True) if count]
+            return self._mix_single(part, asking, queries, stored, joint)
         mixed, first = [], 0
         for chunk, count in zip(chunks, counts, strict=True):
             if count:
-                own = queries[first : first + count]
                 keys, values = (kept[chunk.slot, part.kv_heads, : chunk.stop] for kept in stored)
-                if single:
-                    row = F.scaled_dot_product_attention(own, keys[None], values[None], scale=self._scale)
-                    mixed.append(row.flatten(1, 2))
-                else:
-                    mixed.append(self._mix_long(part, chunk, own, keys, values))
+                mixed.append(self._mix_long(part, chunk, queries[first : first + count], keys, values))
             first += count
-        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-        return (joined[:, part.gather] if single else joined).flatten(1)
+        return torch.cat(mixed).flatten(1)
+
+    def _mix_single(
+        self,
+        part: LayerSlice,
+        chunks: Sequence[Chunk],
+        queries: Tensor,
+        stored: Stored,
+        joint: JointRows | None,
+    ) -> Tensor:
+        """Of the last position of each chunk: [len(chunks), num_q * head_dim]."""
+        # The heads that share keys ask as so many positions would: keys and values are not copied.
+        shared = part.num_q > part.num_kv
+        asked = queries[:, part.spread] if shared else queries
+        asked = asked.reshape(len(chunks), part.num_kv, -1, self._head_dim)
+        if joint is not None:
+            mixed = joint.mix(asked, stored, self._scale, part.kv_heads)
+        else:
+            rows = [self._mix_row(part, asked[n : n + 1], chunk, stored) for n, chunk in enumerate(chunks)]
+            mixed = torch.cat(rows)
+        heads = mixed.flatten(1, 2)
+        return (heads[:, part.gather] if shared else heads).flatten(1)
+
+    def _mix_row(self, part: LayerSlice, asked: Tensor, chunk: Chunk, stored: Stored) -> Tensor:
+        """Of the last position of one chunk: [1, num_kv, heads, head_dim], as `asked`."""
+        keys, values = (kept[chunk.slot, part.kv_heads, : chunk.stop][None] for kept in stored)
+        return F.scaled_dot_product_attention(asked, keys, values, scale=self._scale)
 
     def _mix_long(
         self, part: LayerSlice, chunk: Chunk, queries: Tensor, keys: Tensor, values: Tensor
@@ -224,14 +250,24 @@ class JointRows:
         visible = torch.zeros(num_slots, longest).masked_fill_(hidden, float("-inf"))
         return cls(places, slice(first, first + num_slots), longest, visible[:, None, None])
 
-    def mix(self, queries: Tensor, stored: Stored, scale: float) -> Tensor:
-        """Of queries [rows, num_kv, groups, head_dim], in the order of the rows: the same shape."""
+    def mix(
+        self, queries: Tensor, stored: Stored, scale: float, kv_heads: slice | Tensor = slice(None)
+    ) -> Tensor:
+        """Of queries [rows, num_kv, groups, head_dim], in the order of the rows: the same shape.
+
+        kv_heads: which of the stored key-value heads these are.
+        """
         asked = queries.new_zeros(len(self.visible), *queries.shape[1:])
         asked[self.places] = queries
-        keys, values = (kept[self.slots, :, : self.num_positions] for kept in stored)
+        keys, values = (kept[self.slots, kv_heads, : self.num_positions] for kept in stored)
         # For one query a row and a head, plain products are faster than the fused attention.
         scores = torch.matmul(asked * scale, keys.transpose(2, 3)) + self.visible
         return torch.matmul(scores.softmax(dim=-1), values)[self.places]
+
+
+def _joint_rows(chunks: Sequence[Chunk]) -> JointRows | None:
+    """For chunks that each ask at one position."""
+    return JointRows.of(chunks) if all(chunk.num_outputs == 1 for chunk in chunks) else None
 
 
 def _without_heads(rows: Tensor, part: LayerSlice) -> Tensor:
@@ -248,6 +284,12 @@ def _rotate(heads: Tensor, rotations: Tensor) -> Tensor:
 
 def _store(stored: Stored, chunks: Sequence[Chunk], part: LayerSlice, keys: Tensor, values: Tensor) -> None:
     """Write keys and values [positions, num_kv, head_dim] of all chunks into their slots."""
+    if all(chunk.length == 1 for chunk in chunks):
+        slots, starts = torch.tensor([[chunk.slot, chunk.start] for chunk in chunks]).T
+        of_heads = torch.arange(stored[0].shape[1])[part.kv_heads]
+        for kept, new in zip(stored, (keys, values), strict=True):
+            kept[slots[:, None], of_heads, starts[:, None]] = new
+        return
     first = 0
     for chunk in chunks:
         last = first + chunk.length
