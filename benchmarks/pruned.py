@@ -110,10 +110,11 @@ def measure(whole: ModelFamily, name: str, head_mask: HeadMask, plan: Plan) -> F
         sizes = prune_checkpoint(tiny.CHECKPOINT, head_mask, Path(folder) / "pruned")
         pruned = load_family(Path(folder) / "pruned")
     masks, num_steps = [head_mask] * plan.batch, plan.steps * (plan.rounds + 1)
+    kept = [HeadMask.from_strings(pruned.decoder.config.kept_heads)] * plan.batch
     batches = {
         "masked": DecodeBatch(whole, masks, plan.prompt_tokens, num_steps, packed=False),
         "served": DecodeBatch(whole, masks, plan.prompt_tokens, num_steps),
-        "compiled": DecodeBatch(pruned, masks, plan.prompt_tokens, num_steps),
+        "compiled": DecodeBatch(pruned, kept, plan.prompt_tokens, num_steps),
     }
     calls = {key: partial(batch.steps, plan.steps) for key, batch in batches.items()}
     times = interleaved(calls, whole.device, plan.rounds)

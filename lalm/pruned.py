@@ -5,8 +5,9 @@
 
 Of each decoder layer the rows of silenced heads leave q_proj and the columns leave o_proj; a key-value head
 leaves k_proj and v_proj (and the cache) once no query head of its group is left. A layer without heads keeps
-no attention at all. Tensors are cut file by file in the precision they are stored in, so that a model of any
-size needs no more memory than its largest file.
+no attention at all. Query heads that are copies of one another (`lalm.copied_heads`) become one head, whose
+columns of o_proj are the sum of those of the active ones. Tensors are cut file by file in the precision they
+are stored in, so that a model of any size needs no more memory than its largest file.
 
 Source: AHAMask (arXiv 2509.01787): m_ij = 0 removes Y_ij W_O_ij, so that its weights are never used.
 """
@@ -21,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,10 +49,14 @@ _COPIED = ("*.json", "*.jinja", "*.txt", "*.model")
 
 @dataclass(frozen=True)
 class PrunedSizes:
-    """What an export changed. Bytes are those of all safetensors files; heads are summed over layers."""
+    """What an export changed. Bytes are those of all safetensors files; heads are summed over layers.
+
+    num_heads_kept: query heads of the new checkpoint: the active ones, copies counted once.
+    """
 
     num_heads: int
     num_active: int
+    num_heads_kept: int
     num_kv_heads: int
     num_kv_heads_kept: int
     weight_bytes: int
@@ -65,10 +73,12 @@ def compile_task(folder: Path, mask_file: MaskFile, out: Path) -> PrunedSizes:
     path = Path(f"{mask_file.task.name}.json")
     mask_file.check_model(identify(folder), path)
     sizes = prune_checkpoint(folder, mask_file.head_mask, out)
-    pruned_from = mask_file.model.model_dump(mode="json")
-    training = {**mask_file.training, "pruned_from": pruned_from}
-    identity = identify(out)
-    mask_file.model_copy(update={"model": identity, "training": training}).save(out / "masks" / path)
+    new = {
+        "model": identify(out),
+        "heads": tuple(read_object(out / "config.json")["text_config"]["kept_heads"]),
+        "training": {**mask_file.training, "pruned_from": mask_file.model.model_dump(mode="json")},
+    }
+    mask_file.model_copy(update=new).save(out / "masks" / path)
     return sizes
 
 
@@ -84,24 +94,24 @@ def prune_checkpoint(folder: Path, head_mask: HeadMask, out: Path) -> PrunedSize
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: there is something already; nothing is overwritten")
     config = _config(folder)
-    layouts = _layouts(folder, config, head_mask)
+    cuts = _cuts(folder, config, head_mask)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(folder, config, head_mask, layouts, partial)
+        _write(folder, config, cuts, partial)
         if out.exists():
             out.rmdir()
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    text = config["text_config"]
     return PrunedSizes(
         num_heads=head_mask.total,
         num_active=head_mask.num_active,
-        num_kv_heads=text["num_key_value_heads"] * head_mask.num_layers,
-        num_kv_heads_kept=sum(len(layout.kv_heads) for layout in layouts),
+        num_heads_kept=sum(len(cut.layout.heads) for cut in cuts),
+        num_kv_heads=sum(cut.layout.num_kv_heads for cut in cuts),
+        num_kv_heads_kept=sum(len(cut.layout.kv_heads) for cut in cuts),
         weight_bytes=weight_bytes(folder),
         weight_bytes_kept=weight_bytes(out),
     )
@@ -132,31 +142,90 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _layouts(folder: Path, config: dict[str, Any], head_mask: HeadMask) -> list[HeadLayout]:
+class _Cut:
+    """What goes of one layer.
+
+    heads: bool [num_heads], the active ones. num_copies: neighbours that are one head from now on.
+    """
+
+    def __init__(self, heads: NDArray[np.bool_], num_copies: int, num_kv_heads: int) -> None:
+        self._active = torch.tensor(heads.reshape(-1, num_copies))
+        self.kept_heads = "".join("1" if kept else "0" for kept in self._active.any(1).tolist())
+        self.layout = HeadLayout(self.kept_heads, num_kv_heads)
+
+    def query(self, tensor: Tensor) -> Tensor:
+        """q_proj [num_heads * head_dim, ...], the rows of kept heads."""
+        heads = tensor.reshape(*self._active.shape, -1, *tensor.shape[1:])
+        return heads[self.layout.heads, 0].flatten(0, 1)
+
+    def key_value(self, tensor: Tensor) -> Tensor:
+        """k_proj or v_proj [num_kv_heads * head_dim, ...], the rows of kept key-value heads."""
+        heads = tensor.reshape(self.layout.num_kv_heads, -1, *tensor.shape[1:])
+        return heads[self.layout.kv_heads].flatten(0, 1)
+
+    def output(self, weight: Tensor) -> Tensor:
+        """o_proj [hidden, num_heads * head_dim], the columns of kept heads, added up over active copies."""
+        columns = weight.reshape(len(weight), *self._active.shape, -1)
+        active = self._active[:, :, None].to(torch.float32)
+        summed = (columns.float() * active).sum(2).to(weight.dtype)
+        return summed[:, self.layout.heads].flatten(1)
+
+
+def _cuts(folder: Path, config: dict[str, Any], head_mask: HeadMask) -> list[_Cut]:
+    """One a layer; `config` gets the sizes of the new decoder."""
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(folder, local_files_only=True).text_config
-    shape = (text.num_hidden_layers, text.num_attention_heads)
-    if head_mask.heads.shape != shape:
-        raise ModelError(f"{folder}: has {shape[0]} x {shape[1]} heads, the head mask is for another model")
-    sizes = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")
-    config["text_config"] |= {key: getattr(text, key) for key in sizes}
-    return [HeadLayout(row, text.num_key_value_heads) for row in head_mask.to_strings()]
+    num_layers, num_heads = text.num_hidden_layers, text.num_attention_heads
+    if head_mask.heads.shape != (num_layers, num_heads):
+        raise ModelError(
+            f"{folder}: has {num_layers} x {num_heads} heads, the head mask is for another model"
+        )
+    pattern, num_kv_heads = _ATTENTION[config["model_type"]], text.num_key_value_heads
+    num_copies = _num_copies(folder, pattern, num_heads, num_kv_heads)
+    cuts = [_Cut(row, num_copies, num_kv_heads) for row in head_mask.heads]
+    config["text_config"] |= {
+        "model_type": _DECODERS[text.model_type],
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads // num_copies,
+        "num_key_value_heads": num_kv_heads,
+        "hidden_size": text.hidden_size,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // num_heads,
+        "kept_heads": [cut.kept_heads for cut in cuts],
+    }
+    return cuts
 
 
-def _write(
-    folder: Path, config: dict[str, Any], head_mask: HeadMask, layouts: list[HeadLayout], out: Path
-) -> None:
+def _num_copies(folder: Path, pattern: re.Pattern[str], num_heads: int, num_kv_heads: int) -> int:
+    """Heads of a group, if in every layer and group they are copies of one another; else 1."""
+    if num_heads == num_kv_heads:
+        return 1
+    for tensor in _queries(folder, pattern):
+        heads = tensor.reshape(num_kv_heads, num_heads // num_kv_heads, -1)
+        if not torch.equal(heads, heads[:, :1].expand_as(heads)):
+            return 1
+    return num_heads // num_kv_heads
+
+
+def _queries(folder: Path, pattern: re.Pattern[str]) -> Iterator[Tensor]:
+    """Weight and bias of q_proj of every layer."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                found = pattern.search(name)
+                if found is not None and found[2] == "q":
+                    yield file.get_tensor(name)
+
+
+def _write(folder: Path, config: dict[str, Any], cuts: list[_Cut], out: Path) -> None:
     for path in {path for pattern in _COPIED for path in folder.glob(pattern)}:
         if path.name not in ("config.json", _INDEX):
             shutil.copyfile(path, out / path.name)
-    text = config["text_config"]
-    text |= {"model_type": _DECODERS[text.get("model_type", "qwen2")], "kept_heads": head_mask.to_strings()}
     pattern, num_bytes = _ATTENTION[config["model_type"]], 0
     weight_map: dict[str, str] = {}
     write_object(out / "config.json", config)
     for path in sorted(folder.glob("*.safetensors")):
-        tensors = dict(_pruned_tensors(path, pattern, layouts))
+        tensors = dict(_pruned_tensors(path, pattern, cuts))
         save_file(tensors, out / path.name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, path.name)
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
@@ -167,25 +236,21 @@ def _write(
         (out / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _pruned_tensors(
-    path: Path, pattern: re.Pattern[str], layouts: list[HeadLayout]
-) -> Iterator[tuple[str, Tensor]]:
+def _pruned_tensors(path: Path, pattern: re.Pattern[str], cuts: list[_Cut]) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             tensor = file.get_tensor(name)
             found = pattern.search(name)
             if found is None:
                 yield name, tensor
-            elif (layout := layouts[int(found[1])]).heads:
-                yield name, _kept(tensor, found[2], found[3], layout)
+            elif (cut := cuts[int(found[1])]).layout.heads:
+                yield name, _kept(tensor, found[2], found[3], cut)
 
 
-def _kept(tensor: Tensor, projection: str, kind: str, layout: HeadLayout) -> Tensor:
-    """The rows (of o_proj: columns) of a projection that belong to kept heads."""
+def _kept(tensor: Tensor, projection: str, kind: str, cut: _Cut) -> Tensor:
+    """What stays of a weight or bias of a projection."""
+    if projection == "q":
+        return cut.query(tensor)
     if projection == "o":
-        if kind == "bias":
-            return tensor
-        return tensor.reshape(tensor.shape[0], layout.num_heads, -1)[:, layout.heads].flatten(1)
-    query = projection == "q"
-    heads, total = (layout.heads, layout.num_heads) if query else (layout.kv_heads, layout.num_kv_heads)
-    return tensor.reshape(total, -1, *tensor.shape[1:])[heads].flatten(0, 1)
+        return tensor if kind == "bias" else cut.output(tensor)
+    return cut.key_value(tensor)

@@ -48,7 +48,8 @@ def _page(folder: Path, sizes: PrunedSizes) -> str:
     megabytes, kept = sizes.weight_bytes / 1e6, sizes.weight_bytes_kept / 1e6
     lines = [
         str(folder),
-        f"  heads            {sizes.num_active} of {sizes.num_heads}",
+        f"  active heads     {sizes.num_active} of {sizes.num_heads}",
+        f"  kept heads       {sizes.num_heads_kept}, copies of one another counted once",
         f"  key-value heads  {sizes.num_kv_heads_kept} of {sizes.num_kv_heads}",
         f"  weights          {kept:.1f} of {megabytes:.1f} MB ({share:.0f} %)",
     ]

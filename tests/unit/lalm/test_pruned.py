@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AttentionInterface, DynamicCache
 
 from lalm import tiny
@@ -58,15 +59,33 @@ def prompt_of(family: ModelFamily, seconds: float, seed: int) -> torch.Tensor:
 def test_every_shipped_mask_gives_the_same_tokens_pruned(
     path: Path, tiny_family: ModelFamily, sample_prompts: list[torch.Tensor], tmp_path: Path
 ) -> None:
-    mask_file = MaskFile.load(path)
-    sizes = prune_checkpoint(tiny.CHECKPOINT, mask_file.head_mask, tmp_path / "pruned")
-    pruned = load_family(tmp_path / "pruned")
+    mask_file, out = MaskFile.load(path), tmp_path / "pruned"
+    sizes = compile_task(tiny.CHECKPOINT, mask_file, out)
+    pruned, kept = load_family(out), MaskFile.load(out / "masks" / path.name)
     limit = mask_file.task.max_new_tokens
     expected = generate(tiny_family, sample_prompts, head_mask=mask_file.head_mask, max_new_tokens=limit)
     assert generate(pruned, sample_prompts, head_mask=None, max_new_tokens=limit) == expected
+    assert generate(pruned, sample_prompts, head_mask=kept.head_mask, max_new_tokens=limit) == expected
     assert all(expected)
+    kept.check_model(pruned.identity, out)
     assert sizes.num_active == mask_file.head_mask.num_active < sizes.num_heads
-    assert sizes.weight_bytes_kept == weight_bytes(tmp_path / "pruned") < sizes.weight_bytes
+    assert sizes.num_heads_kept == kept.head_mask.num_active == sizes.num_kv_heads_kept  # copies merged
+    assert sizes.weight_bytes_kept == weight_bytes(out) < sizes.weight_bytes / 2
+
+
+def test_copies_are_one_head_with_the_columns_of_the_active_ones(tmp_path: Path) -> None:
+    """The embedded model: 16 neighbours have one query."""
+    active = np.zeros((4, 1024 // 4), dtype=bool)
+    active[0, [3, 5, 40]] = active[2, 255] = True
+    sizes = prune_checkpoint(tiny.CHECKPOINT, HeadMask(active), tmp_path / "pruned")
+    assert (sizes.num_active, sizes.num_heads_kept, sizes.num_kv_heads_kept) == (4, 3, 3)
+    whole = load_file(tiny.CHECKPOINT / "model.safetensors")
+    pruned = load_file(tmp_path / "pruned" / "model.safetensors")
+    name = next(n for n in whole if "language_model" in n and n.endswith("layers.0.self_attn.o_proj.weight"))
+    columns = whole[name].view(256, 256, 16)
+    assert torch.equal(pruned[name], torch.cat([columns[:, 3] + columns[:, 5], columns[:, 40]], dim=1))
+    name = name.replace("o_proj", "q_proj")
+    assert torch.equal(pruned[name], whole[name].view(256, 16, 256)[[3, 40]].flatten(0, 1))
 
 
 def test_any_number_of_heads_a_layer(toy_family: ModelFamily, ragged: Path) -> None:

@@ -15,7 +15,7 @@ from lalm.families import load_family
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_gate import gate_tensor
 from lalm.head_mask import HeadMask, MaskFile
-from lalm.pruned import prune_checkpoint
+from lalm.pruned import compile_task, prune_checkpoint
 from lalm.pruned_attention import head_layouts
 from service.inference.chunk import Chunk
 from service.inference.engine import EngineRequest
@@ -87,12 +87,12 @@ def test_the_engine_answers_packed_as_generate_does(pruned: ModelFamily) -> None
 def test_every_shipped_mask_gives_the_same_tokens_packed(
     path: Path, tiny_family: ModelFamily, sample_features: list[AudioFeatures], tmp_path: Path
 ) -> None:
-    mask_file = MaskFile.load(path)
-    prune_checkpoint(tiny.CHECKPOINT, mask_file.head_mask, tmp_path / "pruned")
-    compiled = load_family(tmp_path / "pruned")
+    mask_file, out = MaskFile.load(path), tmp_path / "pruned"
+    compile_task(tiny.CHECKPOINT, mask_file, out)
+    compiled, kept = load_family(out), MaskFile.load(out / "masks" / path.name)
     assert can_pack(compiled)
-    row = make_row(mask_file.head_mask, n=mask_file.task.max_new_tokens)
-    requests = [EngineRequest(str(number), [clip], [row]) for number, clip in enumerate(sample_features[:3])]
+    row, own = (make_row(each.head_mask, n=mask_file.task.max_new_tokens) for each in (mask_file, kept))
+    requests = [EngineRequest(str(number), [clip], [own]) for number, clip in enumerate(sample_features[:3])]
     with running_engine(compiled) as engine:
         found = [asyncio.run(engine.submit(request)).rows[0].token_ids for request in requests]
     assert found == [reference(tiny_family, request, row) for request in requests]
