@@ -29,6 +29,7 @@ from lalm.errors import (
     UndecodableAudioError,
     UnsupportedAudioError,
 )
+from lalm.wav_data import missing_data
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -75,6 +76,8 @@ def decode_audio(
         AudioError: `source` is a path that cannot be read.
     """
     content = _read(source, limits)
+    if cut := missing_data(content):
+        raise UndecodableAudioError(f"the audio is cut off: {cut[0]} of {cut[1]} bytes of sound are missing")
     sound = _open_soundfile(content)
     blocks = ffmpeg_blocks(content) if sound is None else _soundfile_blocks(sound)
     waveform = _Waveform(limits, channel)

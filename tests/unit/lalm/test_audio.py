@@ -227,13 +227,32 @@ def test_a_flac_that_leaves_its_length_open_is_read_to_its_end() -> None:
     assert len(decode_audio(open_ended(by_soundfile(tone(), 16_000, "FLAC")))) == 16_000
 
 
-def test_a_wav_that_leaves_its_length_open_is_read_to_its_end() -> None:
+@pytest.mark.parametrize("size", [2**32 - 1, 2**32 - 37, 2**31 - 1, 2**31 - 37])  # as ffmpeg and sox write
+def test_a_wav_that_leaves_its_length_open_is_read_to_its_end(size: int) -> None:
     file = bytearray(by_soundfile(tone(), 16_000))
-    file[4:8] = file[40:44] = b"\xff" * 4
+    file[4:8] = file[40:44] = size.to_bytes(4, "little")
     assert len(decode_audio(bytes(file))) == 16_000
 
 
-@pytest.mark.parametrize("name", ["flac", "m4a", "m4a, header first", "mp4 in fragments", "aac stream"])
+def test_a_wav_whose_length_has_the_header_in_it_is_not_cut_off() -> None:
+    file = bytearray(by_soundfile(tone(), 16_000))
+    file[40:44] = len(file).to_bytes(4, "little")
+    assert len(decode_audio(bytes(file))) == 16_000
+
+
+@pytest.mark.parametrize("before", [b"", b"fact\x04\0\0\0abcd", b"LIST\x05\0\0\0INFOx\0"])
+def test_a_wav_that_was_cut_off_says_what_is_missing(before: bytes) -> None:
+    file = by_soundfile(tone(), 16_000)
+    file = file[:36] + before + file[36:]
+    assert len(decode_audio(file)) == 16_000
+    with pytest.raises(UndecodableAudioError, match="cut off: 20000 of 32000 bytes of sound are missing"):
+        decode_audio(file[:-20_000])
+
+
+WAVS = [name for name in ENCODINGS if name.startswith("wav")]
+
+
+@pytest.mark.parametrize("name", [*WAVS, "flac", "m4a", "m4a, header first", "mp4 in fragments", "aac stream"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_file_that_was_cut_off_is_refused(name: str, kept: float) -> None:
     file = ENCODINGS[name](np.random.default_rng(0).uniform(-0.5, 0.5, 48_000), 16_000)
