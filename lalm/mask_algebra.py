@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
 from lalm.errors import HeadMaskError
-from lalm.head_mask import HeadMask, MaskFile, new_mask_file, reason_of
+from lalm.head_mask import HeadMask, MaskFile, new_mask_file
 from lalm.task import TaskSpec
+from lalm.validation import reason_of
 
 
 class Rule(StrEnum):

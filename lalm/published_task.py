@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from lalm.errors import HeadMaskError
-from lalm.head_mask import reason_of
 from lalm.task import TaskSpec
+from lalm.validation import reason_of
 
 SEPARATOR = "|"
 _TEXT_TOKENS, _LABEL_TOKENS = 200, 16  # longest answers; transcripts: "up to 100 to 200" in the paper

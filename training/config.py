@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lalm.task import OutputKind, TaskSpec
+from lalm.validation import reason_of
 from training.errors import ConfigError
 from training.metrics import TextMetric
 from training.presets import PRESETS
@@ -180,7 +181,7 @@ def parse_config(values: dict[str, Any], name: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate({**values, "name": name})
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_complaints(error)}") from error
+        raise ConfigError(f"{name}: {reason_of(error)}") from error
 
 
 def with_overrides(values: dict[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -212,15 +213,3 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
         return parse_config(values, path.name)
     except ConfigError as error:
         raise ConfigError(f"{path.parent}/{error}") from error
-
-
-def _complaints(error: ValidationError) -> str:
-    texts = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            texts.append(f"unknown key {key!r}")
-        else:
-            message = detail["msg"].removeprefix("Value error, ")
-            texts.append(f"{key}: {message}" if key else message)
-    return "; ".join(texts)

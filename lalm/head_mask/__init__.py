@@ -5,8 +5,8 @@ ModelIdentity   the model a head mask was made for; head masks do not transfer
 MaskFile        a task, its model, its head mask and where that came from, as JSON
 """
 
-from lalm.head_mask.file import FORMAT, MaskFile, new_mask_file, reason_of
+from lalm.head_mask.file import FORMAT, MaskFile, new_mask_file
 from lalm.head_mask.identity import ModelIdentity
 from lalm.head_mask.value import HeadMask
 
-__all__ = ["FORMAT", "HeadMask", "MaskFile", "ModelIdentity", "new_mask_file", "reason_of"]
+__all__ = ["FORMAT", "HeadMask", "MaskFile", "ModelIdentity", "new_mask_file"]

@@ -13,6 +13,7 @@ from lalm.head_mask.identity import ModelIdentity
 from lalm.head_mask.value import HeadMask
 from lalm.json_file import dump_object, parse_object, write_object
 from lalm.task import TaskSpec
+from lalm.validation import reason_of
 
 FORMAT: Literal["ahamask/1"] = "ahamask/1"
 
@@ -167,18 +168,3 @@ def _sorted(value: JsonValue) -> JsonValue:
     if isinstance(value, dict):
         return {key: _sorted(value[key]) for key in sorted(value)}
     return [_sorted(item) for item in value] if isinstance(value, list) else value
-
-
-def reason_of(error: ValidationError) -> str:
-    """Every complaint of pydantic in one line, each with the key it is about."""
-    complaints = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            complaints.append(f"unknown key {key!r}")
-        elif detail["type"] == "missing":
-            complaints.append(f"key {key!r} is missing")
-        else:
-            message = detail["msg"].removeprefix("Value error, ")
-            complaints.append(f"{key}: {message}" if key else message)
-    return "; ".join(complaints)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from lalm.errors import ModelError
 from lalm.families.model_file import ModelFile
+from lalm.validation import reason_of
 
 FAMILY: Literal["salmonn"] = "salmonn"
 
@@ -55,8 +56,7 @@ class SalmonnFile(BaseModel):
         try:
             return cls.model_validate(file.content)
         except ValidationError as error:
-            complaints = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-            raise ModelError(f"{file.path}: {'; '.join(complaints)}") from error
+            raise ModelError(f"{file.path}: {reason_of(error)}") from error
 
 
 def find_folder(where: str, base: Path) -> Path:

@@ -75,7 +75,7 @@ def test_overrides_win_over_the_recipe(tmp_path: Path) -> None:
     [
         ("steps = 10", "stepz = 10", "unknown key 'optim.stepz'"),
         ('preset = "short"', 'preset = "long"', "preset: Input should be 'paper' or 'short'"),
-        ('preset = "short"', "", "preset: Field required"),
+        ('preset = "short"', "", "key 'preset' is missing"),
         ("steps = 10", "steps = 0", "optim.steps:"),
         ('"masks/gr.json"', '"masks/asr.json"', "gr.json"),
         ('labels = ["male", "female"]', "labels = []", "task.output.labels: the label set is empty"),
