@@ -2,6 +2,10 @@
 
 The encoder is frozen and its outputs are computed once. In the second half, rows with an instruction lose
 heads at random, so that many small head contributions carry a task. Head masks are never known here.
+
+Of two recordings as they are, the decoder only learns to compare genders. Half of the batches about pairs
+have each recording as a few mean tokens instead, and many more rows in the same time: with these it learns to
+compare speakers, and does it with whole recordings too.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ PEAK_RATE = 1e-3
 NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
 PAIR_SHARE = 0.25  # of the batches is about two recordings
+CONDENSED_SHARE = 0.5  # of these, each recording as
+CONDENSED_TOKENS = 3
+CONDENSED_ROWS = 6  # times as many rows
 MAX_DROPOUT = 0.5
 
 
@@ -79,8 +86,7 @@ class DecoderStage:
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            rows = self._rows(maker, indices, degrade=late)
-            clips = [[run.rng.choice(views)[i] for i in row.clips] for row in rows]
+            rows, clips = self._batch(maker, views, indices, degrade=late)
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
             optimizer.step(loss, learning_rate(step, steps, PEAK_RATE))
@@ -132,16 +138,31 @@ class DecoderStage:
         weights = packed.weights[answered].to(run.device)
         return (losses * weights).sum() / weights.sum()
 
-    def _rows(self, maker: RowMaker, indices: list[int], *, degrade: bool) -> list[Row]:
-        """Rows about the clips `indices` or, in a share of the batches, fewer rows about two clips each."""
+    def _batch(
+        self, maker: RowMaker, views: list[list[Tensor]], indices: list[int], *, degrade: bool
+    ) -> tuple[list[Row], list[list[Tensor]]]:
+        """Rows about the clips `indices` or, in a share of the batches, about pairs; and what each hears."""
         rng, train = self._run.rng, self._run.train
-        rows = []
-        if train.pairs and rng.random() < PAIR_SHARE:
-            for pair in rng.choices(train.pairs, k=len(indices) * 3 // 4):  # one answer each, but two clips
-                unprompted = rng.random() < UNPROMPTED_SHARE
-                rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
-            return rows
-        for index in indices:
-            unprompted = rng.random() < UNPROMPTED_SHARE
-            rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
-        return rows
+        about_pairs = bool(train.pairs) and rng.random() < PAIR_SHARE
+        condense = about_pairs and rng.random() < CONDENSED_SHARE
+
+        def unprompted() -> bool:
+            return not condense and rng.random() < UNPROMPTED_SHARE
+
+        if about_pairs:  # one answer each, and two clips
+            share = CONDENSED_ROWS if condense else 3 / 4
+            pairs = rng.choices(train.pairs, k=round(len(indices) * share))
+            rows = [maker.two(p, train.records, unprompted=unprompted(), degrade=degrade) for p in pairs]
+        else:
+            records = [(i, train.records[i]) for i in indices]
+            rows = [maker.one(i, r, unprompted=unprompted(), degrade=degrade) for i, r in records]
+        clips = [[rng.choice(views)[i] for i in row.clips] for row in rows]
+        if condense:
+            clips = [[condensed(clip) for clip in of_row] for of_row in clips]
+        return rows, clips
+
+
+def condensed(clip: Tensor) -> Tensor:
+    """The means of a clip's stretches: [num_tokens, width] -> [at most `CONDENSED_TOKENS`, width]."""
+    stretches = clip.tensor_split(min(CONDENSED_TOKENS, len(clip)))
+    return torch.stack([tokens.float().mean(0) for tokens in stretches])

@@ -11,6 +11,7 @@ import torch
 
 from lalm.families import load_family
 from training.tiny.corpus import write_manifests
+from training.tiny.decoder_stage import condensed
 from training.tiny.encoder_stage import EncoderStage
 from training.tiny.pretrain import main
 from training.tiny.records import Pair, Record
@@ -64,3 +65,9 @@ def test_a_checkpoint_comes_out_and_the_log_says_how(corpus: Path, tmp_path: Pat
     trained = torch.load(work / "encoder.pt", weights_only=True)["tower"]
     for name, value in tower.state_dict().items():
         torch.testing.assert_close(value, trained[name].half().float())
+
+
+def test_a_condensed_clip_is_the_means_of_its_stretches() -> None:
+    clip = torch.arange(14.0).view(7, 2)
+    assert torch.equal(condensed(clip), torch.stack([clip[:3].mean(0), clip[3:5].mean(0), clip[5:].mean(0)]))
+    assert torch.equal(condensed(clip[:2]), clip[:2])
