@@ -20,13 +20,14 @@ from torch.nn import functional as F
 
 from training.tiny.features import Corpus, augment
 from training.tiny.optimizer import MatrixOptimizer
-from training.tiny.records import Record
+from training.tiny.records import Pair, Record
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-LOSS_WEIGHTS = {"speaker": 0.2}  # the others: 1
+SPEAKER_WIDTH = 32
+SPEAKER_SCALE = 15.0
 NO_LABEL = -100
 WEIGHTS, PREFIX = "model.safetensors", "audio_tower."
 
@@ -63,8 +64,14 @@ class Listener(nn.Module):
         self.letters = nn.Linear(width, len(LETTERS) + 1)
         self.gender = nn.Linear(width, len(GENDERS))
         self.emotion = nn.Linear(width, len(EMOTIONS))
-        self.speaker = nn.Linear(width, len(speakers))
+        self.voice = nn.Linear(width, SPEAKER_WIDTH)
+        self.voices = nn.Parameter(torch.randn(len(speakers), SPEAKER_WIDTH))
         self.events = nn.Linear(width, len(EVENTS))
+
+    def speaker(self, mean: Tensor) -> Tensor:
+        """Logits of the training speakers, [batch, width] -> [batch, speakers]: scaled cosines, so that what
+        tells speakers apart is how near two recordings are, also of speakers who were never heard."""
+        return SPEAKER_SCALE * F.normalize(self.voice(mean)) @ F.normalize(self.voices).T
 
 
 def mean_token(tokens: Tensor, num_tokens: Tensor) -> Tensor:
@@ -129,7 +136,7 @@ class EncoderStage:
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             mels, lengths = augment(*run.train.pad(indices), run.generator)
             losses = self._losses([run.train.records[i] for i in indices], mels, lengths)
-            loss = sum((LOSS_WEIGHTS.get(k, 1.0) * v for k, v in losses.items()), torch.zeros(()))
+            loss = sum(losses.values(), torch.zeros(()))
             optimizer.step(loss, learning_rate(step, steps, peak_rate))
             total += loss.item()
             if (step + 1) % 250 == 0 or step + 1 == steps:
@@ -187,10 +194,12 @@ class EncoderStage:
 
     @torch.inference_mode()
     def scores(self, corpus: Corpus) -> dict[str, float]:
-        """Word error rate of greedy CTC on one speaker, accuracy of gender, emotion and sets of sounds."""
+        """Word error rate of greedy CTC on one speaker, accuracy of gender, emotion and sets of sounds, and
+        of the pairs of speakers (by the threshold on the cosine that does best)."""
         run, listener = self._run, self._listener
         references, heard = [], []
         right: dict[str, list[bool]] = {"gender": [], "emotion": [], "events": []}
+        voices = torch.empty(len(corpus.records), SPEAKER_WIDTH)
         for indices in corpus.batches(run.rng_of("scores"), 50):
             mels, lengths = corpus.pad(indices)
             with run.autocast():
@@ -199,6 +208,7 @@ class EncoderStage:
                 mean = mean_token(tokens, num)
                 gender, emotion = listener.gender(mean).argmax(-1), listener.emotion(mean).argmax(-1)
                 events = listener.events(mean) > 0
+                voices[indices] = listener.voice(mean).float().cpu()
             for row, i in enumerate(indices):
                 record = corpus.records[i]
                 names = {name for name, there in zip(EVENTS, events[row].tolist(), strict=True) if there}
@@ -211,13 +221,23 @@ class EncoderStage:
                 if record.emotion is not None:
                     right["emotion"].append(EMOTIONS[int(emotion[row])] == record.emotion)
         shares = {name: sum(values) / len(values) for name, values in right.items() if values}
-        return {"dev_wer": float(wer(references, heard)), **shares}
+        return {"dev_wer": float(wer(references, heard)), **shares, **_verification(corpus.pairs, voices)}
 
     def _collapse(self, best: list[int]) -> str:
         """Greedy CTC: repeated symbols count once, blanks not at all."""
         vocabulary = len(self._run.tokenizer)
         ids = [t for t, before in zip(best, [-1, *best], strict=False) if t != before and t < vocabulary]
         return str(self._run.tokenizer.decode(ids)).strip()
+
+
+def _verification(pairs: list[Pair], voices: Tensor) -> dict[str, float]:
+    """Accuracy on pairs of the threshold on the cosine that does best; voices [recordings, width]."""
+    if not pairs:
+        return {}
+    ends = voices[[p.first for p in pairs]], voices[[p.second for p in pairs]]
+    cosines, same = F.cosine_similarity(*ends), torch.tensor([p.same for p in pairs])
+    right = (cosines[None] >= cosines[:, None]) == same  # [thresholds, pairs]
+    return {"pairs": float(right.float().mean(1).max())}
 
 
 def _index(names: tuple[str, ...]) -> dict[str, int]:
