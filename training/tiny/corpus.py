@@ -46,6 +46,8 @@ FOLDERS: dict[str, Split] = {"train": "train", "dev": "dev", "test": "test", CLE
 MIXED_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
 # With 6,000 pairs to train on, the decoder did not learn to compare.
 NUM_PAIRS: dict[Split, int] = {"train": 60_000, "dev": 600, "test": 600}
+# Of the pairs of two speakers; where half of them differ in gender, little is learnt beyond that.
+ONE_GENDER_SHARE: dict[Split, float] = {"train": 0.85, "dev": 0.5, "test": 0.5}
 UTTERANCES_PER_SPEAKER = 20
 OVER_SOUND_SHARE = 0.25
 SHARD = 250
@@ -126,8 +128,8 @@ def make_shard(
     return maker.make_clean(count) if clean else maker.make(count)
 
 
-def draw_pairs(records: list[Record], count: int, rng: Random) -> list[Pair]:
-    """Pairs of recordings, half of one speaker; of the others, half are of one gender."""
+def draw_pairs(records: list[Record], count: int, rng: Random, one_gender: float = 0.5) -> list[Pair]:
+    """Pairs of recordings, half of one speaker; of the others, about `one_gender` of one gender."""
     speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
     by_speaker: dict[str, list[int]] = {}
     for index in speech:
@@ -137,8 +139,9 @@ def draw_pairs(records: list[Record], count: int, rng: Random) -> list[Pair]:
     while len(pairs) < count:
         same = len(pairs) % 2 == 0
         first, second = rng.sample(rng.choice(several) if same else speech, 2)
+        other = records[first].speaker != records[second].speaker
         alike = records[first].gender == records[second].gender
-        if same or (records[first].speaker != records[second].speaker and alike == (rng.random() < 0.5)):
+        if same or (other and alike == (rng.random() < one_gender)):
             pairs.append(Pair(first, second, same=same))
     rng.shuffle(pairs)
     return pairs
@@ -190,7 +193,8 @@ def main(
             futures = [pool.submit(make, shard, count) for shard, count in enumerate(counts)]
             shards = [future.result() for future in track(futures, f"{name:5}")]
             records = [record for shard in shards for record in shard]
-            pairs = draw_pairs(records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"))
+            count, share = max(1, round(NUM_PAIRS[split] * scale)), ONE_GENDER_SHARE[split]
+            pairs = draw_pairs(records, count, Random(f"{seed}-{split}"), share)
             if digits is not None and split == "train":
                 records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
             write_manifests(folder, records, pairs)

@@ -103,6 +103,10 @@ def test_pairs_are_half_of_one_speaker_and_never_of_one_recording() -> None:
     assert all(pair.first != pair.second for pair in pairs)
     assert all(pair.same == (records[pair.first].speaker == records[pair.second].speaker) for pair in pairs)
     assert sum(pair.same for pair in pairs) == 200
+    for share, least, most in ((0.2, 0.05, 0.3), (0.9, 0.75, 0.95)):
+        two = [pair for pair in draw_pairs(records, 400, Random(0), share) if not pair.same]
+        alike = sum(records[pair.first].gender == records[pair.second].gender for pair in two)
+        assert least < alike / len(two) < most
 
 
 def test_an_order_names_its_drink_in_both_languages() -> None:
