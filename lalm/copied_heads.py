@@ -10,6 +10,7 @@ weights of that form; mask files, gates and fingerprints are those of the model 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,28 +72,26 @@ def heads_are_copies(attention: Any) -> bool:
     dim: int = attention.head_dim
     if hasattr(attention, "head_layout") or dim % parts or output.bias is not None:
         return False
-    if not queries_are_copies(query, torch.arange(query.out_features // dim) // parts, dim):
+    kv_of_head = torch.arange(query.out_features // dim) // parts
+    if not queries_are_copies((query.weight, query.bias), kv_of_head):
         return False
     columns = output.weight.view(output.out_features, -1, parts, dim)
     others = columns.masked_select(~_kept_channels(parts, dim).to(columns.device))
     return not bool(others.any())
 
 
-def queries_are_copies(query: nn.Linear, kv_of_head: Tensor, head_dim: int) -> bool:
+def queries_are_copies(tensors: Iterable[Tensor | None], kv_of_head: Tensor) -> bool:
     """Whether heads that read one key-value head have one query, and some do.
 
-    kv_of_head: int [heads of `query`], ascending from 0, each number there.
+    tensors: weights and biases of q_proj, [heads * head_dim, ...]; None is no bias.
+    kv_of_head: int [heads], ascending from 0, each number there.
     """
     counts = torch.bincount(kv_of_head)
     if len(counts) == len(kv_of_head):
         return False
     first = (counts.cumsum(0) - counts)[kv_of_head]
-    for weight in (query.weight, query.bias):
-        if weight is not None:
-            heads = weight.view(len(kv_of_head), head_dim, -1)
-            if not torch.equal(heads, heads[first.to(heads.device)]):
-                return False
-    return True
+    heads = (tensor.view(len(kv_of_head), -1) for tensor in tensors if tensor is not None)
+    return all(torch.equal(of_one, of_one[first.to(of_one.device)]) for of_one in heads)
 
 
 def _kept_channels(parts: int, dim: int) -> Tensor:

@@ -29,6 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lalm.copied_heads import queries_are_copies
 from lalm.errors import ModelError
 from lalm.families import identify
 from lalm.families.pruned_qwen2 import MODEL_TYPE
@@ -182,7 +183,9 @@ def _cuts(folder: Path, config: dict[str, Any], head_mask: HeadMask) -> list[_Cu
             f"{folder}: has {num_layers} x {num_heads} heads, the head mask is for another model"
         )
     pattern, num_kv_heads = _ATTENTION[config["model_type"]], text.num_key_value_heads
-    num_copies = _num_copies(folder, pattern, num_heads, num_kv_heads)
+    group_size = num_heads // num_kv_heads
+    copied = queries_are_copies(_queries(folder, pattern), torch.arange(num_heads) // group_size)
+    num_copies = group_size if copied else 1
     cuts = [_Cut(row, num_copies, num_kv_heads) for row in head_mask.heads]
     config["text_config"] |= {
         "model_type": _DECODERS[text.model_type],
@@ -194,17 +197,6 @@ def _cuts(folder: Path, config: dict[str, Any], head_mask: HeadMask) -> list[_Cu
         "kept_heads": [cut.kept_heads for cut in cuts],
     }
     return cuts
-
-
-def _num_copies(folder: Path, pattern: re.Pattern[str], num_heads: int, num_kv_heads: int) -> int:
-    """Heads of a group, if in every layer and group they are copies of one another; else 1."""
-    if num_heads == num_kv_heads:
-        return 1
-    for tensor in _queries(folder, pattern):
-        heads = tensor.reshape(num_kv_heads, num_heads // num_kv_heads, -1)
-        if not torch.equal(heads, heads[:, :1].expand_as(heads)):
-            return 1
-    return num_heads // num_kv_heads
 
 
 def _queries(folder: Path, pattern: re.Pattern[str]) -> Iterator[Tensor]:

@@ -23,5 +23,5 @@ From the outside in:
     observer.py       what the metrics are told
 
 Only model_runner.py and what is below it compute with tensors (packed.py stands on packed_attention.py,
-head_slices.py and packed_check.py).
+single_rows.py, head_slices.py and packed_check.py).
 """

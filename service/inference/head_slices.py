@@ -86,7 +86,9 @@ class HeadSlices:
         self._head_dim = head_dim
         self._copies = [
             bool(layout.heads)
-            and queries_are_copies(module.q_proj, torch.tensor(layout.kv_of_head), head_dim)
+            and queries_are_copies(
+                (module.q_proj.weight, module.q_proj.bias), torch.tensor(layout.kv_of_head)
+            )
             for module, layout in zip(attentions, layouts, strict=True)
         ]
         self.whole_has_every_head = bool(self._kept.all()) and not any(self._copies)
