@@ -27,9 +27,9 @@ PEAK_RATE = 1e-3
 NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
 PAIR_SHARE = 0.25  # of the batches is about two recordings
-CONDENSED_SHARE = 0.5  # of these, each recording as
+CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean tokens, in more rows
 CONDENSED_TOKENS = 3
-CONDENSED_ROWS = 6  # times as many rows
+CONDENSED_ROWS = 6  # for each of the batch's clips
 MAX_DROPOUT = 0.5
 
 
@@ -145,17 +145,18 @@ class DecoderStage:
         rng, train = self._run.rng, self._run.train
         about_pairs = bool(train.pairs) and rng.random() < PAIR_SHARE
         condense = about_pairs and rng.random() < CONDENSED_SHARE
-
-        def unprompted() -> bool:
-            return not condense and rng.random() < UNPROMPTED_SHARE
-
-        if about_pairs:  # one answer each, and two clips
-            share = CONDENSED_ROWS if condense else 3 / 4
-            pairs = rng.choices(train.pairs, k=round(len(indices) * share))
-            rows = [maker.two(p, train.records, unprompted=unprompted(), degrade=degrade) for p in pairs]
+        rows = []
+        if condense:
+            pairs = rng.choices(train.pairs, k=len(indices) * CONDENSED_ROWS)
+            rows = [maker.two(pair, train.records, unprompted=False, degrade=degrade) for pair in pairs]
+        elif about_pairs:
+            for pair in rng.choices(train.pairs, k=len(indices) * 3 // 4):  # one answer each, but two clips
+                unprompted = rng.random() < UNPROMPTED_SHARE
+                rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
         else:
-            records = [(i, train.records[i]) for i in indices]
-            rows = [maker.one(i, r, unprompted=unprompted(), degrade=degrade) for i, r in records]
+            for index in indices:
+                unprompted = rng.random() < UNPROMPTED_SHARE
+                rows.append(maker.one(index, train.records[index], unprompted=unprompted, degrade=degrade))
         clips = [[rng.choice(views)[i] for i in row.clips] for row in rows]
         if condense:
             clips = [[condensed(clip) for clip in of_row] for of_row in clips]

@@ -26,8 +26,8 @@ from training.tiny.sounds import EVENTS
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-SPEAKER_WIDTH = 32
-SPEAKER_SCALE = 15.0
+SPEAKER_WIDTH = 32  # of what speakers are told apart by
+SPEAKER_SCALE = 15.0  # of the cosines, as logits
 NO_LABEL = -100
 WEIGHTS, PREFIX = "model.safetensors", "audio_tower."
 
