@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +17,7 @@ import psutil
 import torch
 
 _PACKAGES = ("torch", "transformers")
+_WATCH_INTERVAL_S = 0.001
 
 
 def describe() -> dict[str, Any]:
@@ -43,19 +47,45 @@ def peak_rss_bytes(pid: int) -> int:
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
-            total += _high_water_bytes(process.pid) or process.memory_info().rss
+            total += status_bytes(process.pid, "VmHWM") or process.memory_info().rss
         except psutil.NoSuchProcess:
             continue
     return total
 
 
-def _high_water_bytes(pid: int) -> int | None:
+@contextmanager
+def peak_anonymous_memory() -> Iterator[Callable[[], int]]:
+    """A function that tells by how many bytes `anonymous_bytes` has grown at most."""
+    before = largest = anonymous_bytes()
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not stop.wait(_WATCH_INTERVAL_S):
+            largest = max(largest, anonymous_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: largest - before
+    finally:
+        stop.set()
+        thread.join()
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file is mapped to; 0 where there is no Linux."""
+    return status_bytes(os.getpid(), "RssAnon") or 0
+
+
+def status_bytes(pid: int, name: str) -> int | None:
+    """A size in Linux's status of a process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in status.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
     return None
 

@@ -15,11 +15,8 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from benchmarks.jobs import SAMPLES
+from benchmarks.machine import peak_anonymous_memory
 from benchmarks.random_salmonn import SALMONN_7B, SALMONN_13B, SMALL, write_random_salmonn
 from lalm.families import identify
 from lalm.head_mask import HeadMask, MaskFile, ModelIdentity
@@ -116,7 +114,7 @@ def _measure(model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     app = create_app(settings)
     start_s = time.perf_counter()
-    with _peak_host_memory() as peak, TestClient(app) as client:
+    with peak_anonymous_memory() as peak, TestClient(app) as client:
         assert client.portal is not None
         client.portal.call(app.state.runtime.settled.wait)
         if app.state.runtime.failure:
@@ -196,33 +194,6 @@ def _drop_from_page_cache(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@contextmanager
-def _peak_host_memory() -> Iterator[Any]:
-    """A function that tells by how many bytes this process's anonymous memory has grown at most."""
-    before = largest = _anonymous_bytes()
-    stop = threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not stop.wait(0.02):
-            largest = max(largest, _anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield lambda: largest - before
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from benchmarks.machine import status_bytes
 from benchmarks.plain_training import plain_decoder, plain_step
 from lalm.families import load_family
 from lalm.family import ModelFamily
@@ -134,10 +136,10 @@ def _peak_of(device: torch.device) -> Iterator[Callable[[], int]]:
 
 def _status_bytes(name: str) -> int:
     """What Linux says of this process: VmRSS is what is resident now, VmHWM the most since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}: the benchmark needs Linux")
+    size = status_bytes(os.getpid(), name)
+    if size is None:
+        raise RuntimeError(f"/proc/self/status has no {name}: the benchmark needs Linux")
+    return size
 
 
 def _in_a_process(kind: str, arguments: list[str]) -> dict[str, Any]:

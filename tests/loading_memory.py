@@ -9,44 +9,19 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+from benchmarks.machine import anonymous_bytes, peak_anonymous_memory
 from lalm.families import load_family
-
-
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
-
-
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    """A list of how much memory the process had, every millisecond."""
-    seen, stop = [anonymous_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.001):
-            seen.append(anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
 
 
 def main() -> None:
     dtype, quantize, *folders = sys.argv[1:]
     for folder in folders:
         gc.collect()
-        with watched() as seen:
+        before = anonymous_bytes()
+        with peak_anonymous_memory() as peak:
             family = load_family(folder, dtype=dtype, quantize=quantize if quantize != "none" else None)
-        beyond = max(seen) - anonymous_bytes()
+        beyond = peak() - (anonymous_bytes() - before)
         weights = sum(weight.nbytes for weight in family.model.parameters())
         print(json.dumps({"weights": weights, "beyond": beyond}), flush=True)
         del family
