@@ -68,7 +68,7 @@ def key_id_of(request: Request) -> str | None:
     return None if key is None else key.id
 
 
-def require_admin(request: Request) -> None:
+async def require_admin(request: Request) -> None:
     """Let through who has an admin key; a dependency of routes that change the service.
 
     Raises:

@@ -44,7 +44,7 @@ class Deadline:
             raise
 
 
-def deadline_of(
+async def deadline_of(
     request: Request,
     x_request_timeout: Annotated[
         float | None,
@@ -56,7 +56,8 @@ def deadline_of(
         ),
     ] = None,
 ) -> Deadline:
-    """The deadline of a request: what it asks for, within what the service allows. A dependency of routes."""
+    """The deadline of a request: what it asks for, within what the service allows. A dependency of
+    routes, and a coroutine, since FastAPI runs other functions in threads."""
     runtime: Runtime = request.app.state.runtime
     limit_s = runtime.settings.request_timeout_s
     timeout_s = limit_s if x_request_timeout is None else min(x_request_timeout, limit_s)
