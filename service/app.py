@@ -103,6 +103,7 @@ async def serve_app(app: FastAPI) -> int:
         app,
         host=runtime.settings.host,
         port=runtime.settings.port,
+        http="h11",  # httptools, which uvicorn would take if it is installed, keeps headers without limit
         log_config=None,
         access_log=False,
         server_header=False,

@@ -64,6 +64,19 @@ def test_a_client_that_leaves_during_the_upload_costs_nothing(
     run(test)
 
 
+def test_headers_that_do_not_end_are_given_up(settings: Settings, engine: FakeEngine) -> None:
+    async def test() -> None:
+        async with serving(settings, engine) as service:
+            reader, writer = await asyncio.open_connection(*service.address)
+            writer.write(b"POST /tasks/asr HTTP/1.1\r\nHost: x\r\n")
+            for _ in range(17):
+                writer.write(b"X-Header: %b\r\n" % (b"a" * 4096))
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+            writer.close()
+
+    run(test)
+
+
 @pytest.mark.parametrize("content_type", [b"audio/wav", b"multipart/form-data; boundary=b"])
 def test_an_upload_that_does_not_end_is_given_up(
     settings: Settings, engine: FakeEngine, content_type: bytes
