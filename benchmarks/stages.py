@@ -1,42 +1,41 @@
 """Where the time of a request goes: one client, one request at a time, over HTTP, warm.
 
     python -m benchmarks.stages                       the embedded model and its samples, all tasks
-    python -m benchmarks.stages --threads 2 --repeats 30 --packed no
+    python -m benchmarks.stages --threads 2 --repeats 30
 
 Per task the median milliseconds of each stage: decoding the audio, its features, the encoder, the prefill,
-decode steps, and the rest, which is HTTP, JSON and waiting for threads. Then what several tasks on one
-recording take, and transformers' own generate under the same head masks (its processor pads each clip to
-30 s). Kept audio is off, but for the line that says otherwise. Only an idle machine gives figures worth
-keeping.
+decode steps, and the rest, which is looking for speech, HTTP (the client's part too), JSON and waiting for
+threads. Then what several tasks on one recording take, and transformers' own generate under the same head
+masks (its processor pads each clip to 30 s). Kept audio is off, but for the line that says otherwise. Only an
+idle machine gives figures worth keeping.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 import torch
-import uvicorn
 from transformers import AutoProcessor
 
+from benchmarks.jobs import REPOSITORY
+from benchmarks.peers.process import ServerProcess, free_port
 from lalm import tiny
 from lalm.audio import AudioLimits, decode_audio
 from lalm.families import load_family
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor, gating
-from service.app import create_app
-from service.catalogue import CatalogueEntry
-from service.inference.engine import Engine, EngineConfig
-from service.inference.observer import NullObserver
-from service.logging import configure_logging
+from service.catalogue import Catalogue, CatalogueEntry
 from service.settings import Settings
 
 STAGES = ("decode_audio", "features", "encoder", "prefill", "decode", "http", "total")
@@ -45,7 +44,6 @@ STAGES = ("decode_audio", "features", "encoder", "prefill", "decode", "http", "t
 def main() -> None:
     """Measure and print two tables."""
     options = _options()
-    configure_logging("error", as_json=False)
     torch.set_num_threads(options.threads)
     family = load_family(options.model)
     paths = sorted(options.samples.glob("*.wav"))[: options.max_recordings]
@@ -53,11 +51,14 @@ def main() -> None:
     if not recordings:
         raise SystemExit(f"no WAV file in {options.samples}")
     print(f"torch {torch.__version__}, {options.threads} threads, {len(recordings)} recordings")
-    with serving(family, packed=options.packed == "yes") as (client, entries):
-        tasks = [entry for entry in entries if entry.task.num_audios == 1]
+    catalogue = Catalogue.load(
+        Settings.from_environment().masks_dir_for(family.identity.name), family.identity
+    )
+    tasks = [entry for entry in catalogue if entry.task.num_audios == 1]
+    with serving(options.model, options.threads) as client:
         print_stages(client, family, tasks, recordings, options.repeats)
         print_several(client, [entry.task.name for entry in tasks], recordings[0], options.repeats)
-    with serving(family, packed=options.packed == "yes", max_audio_cache_bytes=2**26) as (client, _):
+    with serving(options.model, options.threads, max_audio_cache_bytes=2**26) as client:
         known_ms = median_ms(lambda: ask(client, tasks[0].task.name, recordings[0]), options.repeats)
         print(f"| {tasks[0].task.name}, the recording known | {known_ms:.1f} |")
     if Path(options.model).is_dir():
@@ -71,29 +72,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-recordings", type=int)
     parser.add_argument("--repeats", type=int, default=10, help="requests for each task and recording")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--packed", choices=("yes", "no"), default="yes")
     return parser.parse_args()
 
 
 @contextmanager
-def serving(
-    family: ModelFamily, *, packed: bool, max_audio_cache_bytes: int = 0
-) -> Iterator[tuple[httpx.Client, list[CatalogueEntry]]]:
-    """The service on a free port of this machine, and a client for it."""
-    config = EngineConfig(packed=packed, max_audio_cache_bytes=max_audio_cache_bytes)
-    app = create_app(Settings.from_environment(port=0), Engine(family, config, NullObserver()))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.05)
-        yield client, list(app.state.runtime.serving().catalogue)
-    server.should_exit = True
-    thread.join()
+def serving(model: str, threads: int, max_audio_cache_bytes: int = 0) -> Iterator[httpx.Client]:
+    """`ahamask serve` as a process of its own, and a client for it."""
+    port = free_port()
+    command = [sys.executable, str(REPOSITORY / "ahamask.py"), "serve", "--model", model, "--port", str(port)]
+    environment = {
+        "AHAMASK_LOG_LEVEL": "warning",
+        "AHAMASK_TORCH_THREADS": str(threads),
+        "AHAMASK_MAX_AUDIO_CACHE_BYTES": str(max_audio_cache_bytes),
+    }
+    with TemporaryDirectory() as folder:
+        server = ServerProcess(command, Path(folder) / "ahamask.log", environment)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            asyncio.run(server.wait_until(f"{address}/readyz"))
+            with httpx.Client(base_url=address, timeout=60) as client:
+                yield client
+        finally:
+            server.stop()
 
 
 def ask(client: httpx.Client, task: str, recording: bytes) -> dict[str, Any]:
