@@ -20,7 +20,8 @@ from training.tiny.samples import ENCODINGS, as_file
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "samples"
 EXPECTED: list[dict[str, Any]] = json.loads((SAMPLES / "expected.json").read_text(encoding="utf-8"))
-FILES = sorted({entry["file"] for entry in EXPECTED})
+PAIRS = [entry for entry in EXPECTED if isinstance(entry["file"], list)]
+FILES = sorted({entry["file"] for entry in EXPECTED if entry not in PAIRS})
 MASKS_DIR = ROOT / "masks" / "tiny-lalm"
 
 
@@ -46,15 +47,23 @@ def test_every_recording_has_an_answer_of_every_task_that_asks_about_its_kind() 
     shipped = {path.stem for path in MASKS_DIR.glob("*.json")}
     assert sorted(path.name for path in SAMPLES.glob("*.wav")) == FILES
     kinds = Counter(frozenset(expected_of(file)) for file in FILES)
-    about_speech = shipped - {"aac"}
+    about_speech = shipped - {"aac", "asv"}
     assert kinds.pop(frozenset(about_speech)) >= 8
     assert kinds.keys() == {frozenset({"aac"})}
     assert kinds.total() >= 2
+    assert {entry["result"]["label"] for entry in PAIRS} == {"same", "different"}
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_task_answers_it_right(client: TestClient, file: str) -> None:
     assert results(client, (SAMPLES / file).read_bytes(), file) == expected_of(file)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda entry: "+".join(entry["file"]))
+def test_two_recordings_are_compared(client: TestClient, pair: dict[str, Any]) -> None:
+    files = [("file", (SAMPLES / name).read_bytes()) for name in pair["file"]]
+    response = client.post(f"/tasks/{pair['task']}", files=files)
+    assert response.json()["result"] == pair["result"]
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -11,6 +11,7 @@ compare speakers, and does it with whole recordings too.
 from __future__ import annotations
 
 import time
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -74,27 +75,30 @@ class DecoderStage:
         saved = torch.load(self._state, weights_only=True, map_location=self._run.device)
         self._run.model.load_state_dict(saved)
 
-    def train(self, steps: int, batch_size: int, dropout_from: float) -> None:
-        """Train for `steps`; head dropout begins after the share `dropout_from` of them."""
+    def train(self, steps: int, batch_size: int, dropout_from: float, pair_steps: int = 0) -> None:
+        """Train for `steps`; head dropout begins after the share `dropout_from` of them. The first
+        `pair_steps` are about pairs of few tokens alone."""
         run = self._run
         decoder = run.model.model.language_model.train()
         maker = RowMaker(run.tokenizer, run.rng)
         parts = (decoder, run.model.model.multi_modal_projector, run.model.lm_head)
         optimizer = MatrixOptimizer(parts)
         views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
+        dev = self.encode_all(run.dev, augmented=False)
         gates = HeadDropout(decoder, run.generator)
-        started, total = time.monotonic(), 0.0
+        started, losses = time.monotonic(), []
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            rows, clips = self._batch(maker, views, indices, degrade=late)
+            rows, clips = self._batch(maker, views, indices, degrade=late, only_pairs=step < pair_steps)
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
             optimizer.step(loss, learning_rate(step, steps, PEAK_RATE))
-            total += loss.item()
-            if (step + 1) % 250 == 0 or step + 1 == steps:
-                seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
-                run.report(stage="decoder", step=step + 1, seconds=seconds, loss=mean)
-                total = 0.0
+            losses.append(loss.item())
+            if (step + 1) % 250 == 0 or step + 1 in (pair_steps, steps):
+                gates.draw([0.0])
+                seconds, pairs = time.monotonic() - started, self.verification(maker, run.dev, dev)
+                run.report(stage="decoder", step=step + 1, seconds=seconds, loss=fmean(losses), pairs=pairs)
+                losses.clear()
                 torch.save(run.model.state_dict(), self._state)
         gates.remove()
 
@@ -114,8 +118,28 @@ class DecoderStage:
                 out[i] = tokens[row, : int(num[row])].half().clone()
         return out
 
+    @torch.inference_mode()
+    def verification(self, maker: RowMaker, corpus: Corpus, encoded: list[Tensor]) -> float:
+        """Share of a split's pairs of speakers that are answered right; encoded: of `encode_all`."""
+        right = 0
+        for start in range(0, len(corpus.pairs), 50):
+            pairs = corpus.pairs[start : start + 50]
+            rows = [maker.two(pair, corpus.records, unprompted=False, degrade=False) for pair in pairs]
+            clips = [[encoded[pair.first], encoded[pair.second]] for pair in pairs]
+            logits, targets, _ = self._answers(rows, clips)
+            lengths = [len(answer) for row in rows for _, answer in row.segments]
+            right += sum(bool(part.all()) for part in torch.split(logits.argmax(-1) == targets, lengths))
+        return right / max(1, len(corpus.pairs))
+
     def answer_loss(self, rows: list[Row], clips: list[list[Tensor]]) -> Tensor:
         """Weighted next-token loss of packed rows; ``clips``: the encoder's outputs of each row's clips."""
+        logits, targets, weights = self._answers(rows, clips)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return (losses * weights).sum() / weights.sum()
+
+    def _answers(self, rows: list[Row], clips: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the answers of packed rows, one behind another: logits float32 [tokens, vocab_size], the right
+        tokens and their weights [tokens]."""
         run = self._run
         counts = [tuple(len(clip) for clip in row) for row in clips]
         packed = pack(rows, counts, run.tokenizer)
@@ -133,18 +157,22 @@ class DecoderStage:
             ).last_hidden_state
             answered = packed.targets != -100
             logits = run.model.lm_head(hidden[answered.to(run.device)])
-        targets = packed.targets[answered].to(run.device)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        weights = packed.weights[answered].to(run.device)
-        return (losses * weights).sum() / weights.sum()
+        targets, weights = packed.targets[answered], packed.weights[answered]
+        return logits.float(), targets.to(run.device), weights.to(run.device)
 
     def _batch(
-        self, maker: RowMaker, views: list[list[Tensor]], indices: list[int], *, degrade: bool
+        self,
+        maker: RowMaker,
+        views: list[list[Tensor]],
+        indices: list[int],
+        *,
+        degrade: bool,
+        only_pairs: bool,
     ) -> tuple[list[Row], list[list[Tensor]]]:
         """Rows about the clips `indices` or, in a share of the batches, about pairs; and what each hears."""
         rng, train = self._run.rng, self._run.train
-        about_pairs = bool(train.pairs) and rng.random() < PAIR_SHARE
-        condense = about_pairs and rng.random() < CONDENSED_SHARE
+        about_pairs = only_pairs or (bool(train.pairs) and rng.random() < PAIR_SHARE)
+        condense = only_pairs or (about_pairs and rng.random() < CONDENSED_SHARE)
         rows = []
         if condense:
             pairs = rng.choices(train.pairs, k=len(indices) * CONDENSED_ROWS)

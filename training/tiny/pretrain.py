@@ -42,6 +42,9 @@ def main(
     dropout_from: Annotated[
         float, typer.Option(help="Share of the decoder stage before head dropout.")
     ] = 0.5,
+    pair_steps: Annotated[
+        int, typer.Option(help="First steps of the decoder stage, on pairs of speakers alone.")
+    ] = 0,
     encoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the encoder stage.")] = 1e-3,
     encoder_from: Annotated[
         Path | None, typer.Option(help="Checkpoint whose audio encoder is where the encoder stage starts.")
@@ -78,7 +81,7 @@ def main(
     if encoder_out is not None:
         encoder.write(encoder_out)
     if decoder_steps:
-        decoder.train(decoder_steps, batch_size, dropout_from)
+        decoder.train(decoder_steps, batch_size, dropout_from, pair_steps)
     else:
         decoder.load()
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
