@@ -51,7 +51,8 @@ def test_every_recording_has_an_answer_of_every_task_that_asks_about_its_kind() 
     assert kinds.pop(frozenset(about_speech)) >= 8
     assert kinds.keys() == {frozenset({"aac"})}
     assert kinds.total() >= 2
-    assert {entry["result"]["label"] for entry in PAIRS} == {"same", "different"}
+    labels = {"same", "different"} if "asv" in shipped else set()
+    assert {entry["result"]["label"] for entry in PAIRS} == labels
 
 
 @pytest.mark.parametrize("file", FILES)
