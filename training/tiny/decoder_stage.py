@@ -5,7 +5,8 @@ heads at random, so that many small head contributions carry a task. Head masks 
 
 Of two recordings as they are, the decoder only learns to compare genders. Half of the batches about pairs
 have each recording as a few mean tokens instead, and many more rows in the same time: with these it learns to
-compare speakers, and does it with whole recordings too.
+compare speakers, and does it with whole recordings too. It learns that best from such batches alone, before
+head dropout.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class DecoderStage:
             losses.append(loss.item())
             if (step + 1) % 250 == 0 or step + 1 in (pair_steps, steps):
                 gates.draw([0.0])
-                seconds, pairs = time.monotonic() - started, self.verification(maker, run.dev, dev)
+                seconds, pairs = time.monotonic() - started, self.verification(run.dev, dev)
                 run.report(stage="decoder", step=step + 1, seconds=seconds, loss=fmean(losses), pairs=pairs)
                 losses.clear()
                 torch.save(run.model.state_dict(), self._state)
@@ -119,9 +120,9 @@ class DecoderStage:
         return out
 
     @torch.inference_mode()
-    def verification(self, maker: RowMaker, corpus: Corpus, encoded: list[Tensor]) -> float:
+    def verification(self, corpus: Corpus, encoded: list[Tensor]) -> float:
         """Share of a split's pairs of speakers that are answered right; encoded: of `encode_all`."""
-        right = 0
+        maker, right = RowMaker(self._run.tokenizer, self._run.rng_of("verification")), 0
         for start in range(0, len(corpus.pairs), 50):
             pairs = corpus.pairs[start : start + 50]
             rows = [maker.two(pair, corpus.records, unprompted=False, degrade=False) for pair in pairs]

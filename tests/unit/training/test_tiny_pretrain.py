@@ -16,7 +16,6 @@ from training.tiny.encoder_stage import EncoderStage
 from training.tiny.pretrain import main
 from training.tiny.records import Pair, Record
 from training.tiny.run import Run
-from training.tiny.segments import RowMaker
 
 SPEECH = [
     Record(
@@ -70,11 +69,11 @@ def test_a_checkpoint_comes_out_and_the_log_says_how(corpus: Path, tmp_path: Pat
 
 def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> None:
     run = Run(corpus, tmp_path / "work", "cpu", seed=2)
-    stage, maker = DecoderStage(run), RowMaker(run.tokenizer, run.rng)
+    stage = DecoderStage(run)
     encoded = [condensed(clip) for clip in stage.encode_all(run.train, augmented=False)]
-    before = stage.verification(maker, run.train, encoded)
+    before = stage.verification(run.train, encoded)
     stage.train(steps=40, batch_size=4, dropout_from=1.0, pair_steps=40)
-    assert (before, stage.verification(maker, run.train, encoded)) == (0.0, 1.0)
+    assert (before, stage.verification(run.train, encoded)) == (0.0, 1.0)
     lines = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "decoder"] == [40]
 
