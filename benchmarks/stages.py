@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +27,7 @@ import httpx
 import torch
 from transformers import AutoProcessor
 
-from benchmarks.jobs import REPOSITORY
-from benchmarks.peers.process import ServerProcess, free_port
+from benchmarks.peers.process import ServerProcess, free_port, serve_command
 from lalm import tiny
 from lalm.audio import AudioLimits, decode_audio
 from lalm.families import load_family
@@ -79,14 +77,13 @@ def _options() -> argparse.Namespace:
 def serving(model: str, threads: int, max_audio_cache_bytes: int = 0) -> Iterator[httpx.Client]:
     """`ahamask serve` as a process of its own, and a client for it."""
     port = free_port()
-    command = [sys.executable, str(REPOSITORY / "ahamask.py"), "serve", "--model", model, "--port", str(port)]
     environment = {
         "AHAMASK_LOG_LEVEL": "warning",
         "AHAMASK_TORCH_THREADS": str(threads),
         "AHAMASK_MAX_AUDIO_CACHE_BYTES": str(max_audio_cache_bytes),
     }
     with TemporaryDirectory() as folder:
-        server = ServerProcess(command, Path(folder) / "ahamask.log", environment)
+        server = ServerProcess(serve_command(model, port), Path(folder) / "ahamask.log", environment)
         try:
             address = f"http://127.0.0.1:{port}"
             asyncio.run(server.wait_until(f"{address}/readyz"))

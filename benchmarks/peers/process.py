@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks.jobs import REPOSITORY
 from benchmarks.peers.peer import PeerError
 
 START_TIMEOUT_S = 400.0
@@ -26,6 +28,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def serve_command(model: str | Path, port: int) -> list[str]:
+    """This project's service as a command."""
+    return [
+        sys.executable,
+        str(REPOSITORY / "ahamask.py"),
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        str(port),
+    ]
 
 
 class ServerProcess:

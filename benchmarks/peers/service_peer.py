@@ -6,16 +6,15 @@ Workloads send the same recordings many times, which the peers encode every time
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.jobs import REPOSITORY, Job, Recording, Task
+from benchmarks.jobs import Job, Recording, Task
 from benchmarks.peers.peer import Answer
-from benchmarks.peers.process import Served, free_port
+from benchmarks.peers.process import Served, free_port, serve_command
 
 _INSIDE = ("encoder", "prefill", "decode")
 _MAX_WAIT_S = 2.0
@@ -37,11 +36,13 @@ class ServicePeer:
 
     async def start(self) -> None:
         port = free_port()
-        command = [sys.executable, str(REPOSITORY / "ahamask.py"), "serve"]
-        command += ["--model", str(self._checkpoint), "--port", str(port)]
         environment = {"AHAMASK_LOG_LEVEL": "warning", "AHAMASK_MAX_AUDIO_CACHE_BYTES": "0"}
         self._served = await Served.start(
-            command, self._logs / "ahamask.log", environment, port=port, ready="/readyz"
+            serve_command(self._checkpoint, port),
+            self._logs / "ahamask.log",
+            environment,
+            port=port,
+            ready="/readyz",
         )
 
     async def answer(self, job: Job) -> Answer:
