@@ -84,8 +84,10 @@ def train(
 
     config = recipe_to_continue(recipe, resume_from, manifest, values)
     path = train_head_mask(config, resume=resume)
-    if launched(config.run.device).is_main:
+    processes = launched(config.run.device)
+    if processes.is_main:
         typer.echo(str(path))
+    processes.leave()
 
 
 def evaluate(

@@ -65,6 +65,14 @@ class Processes:
         """Until every process is here."""
         self.sums(0.0)
 
+    def leave(self) -> None:
+        """End the connections: a process that exits with them open may abort. Nothing can be sent after."""
+        if self.count == 1:
+            return
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
 
 ALONE = Processes()
 
