@@ -15,6 +15,7 @@ from training.table import markdown
 
 FAR_POINTS = 10.0  # a random mask "fails" where it is so far behind the task's own
 NEAR_POINTS = 2.0  # two scores are "the same" up to this
+FOREIGN_PERCENT = 10.0  # two head masks are "different" where so many heads differ
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _seeds(results: Results) -> Iterator[str]:
         own = [value[metric] for name, value in record["scores"].items() if name != "all in common"]
         common = record["scores"].get("all in common")
         yield f"## Seeds of {record['task']}\n"
-        differ = min(shares) >= NEAR_POINTS
+        differ = min(shares) >= FOREIGN_PERCENT
         yield _verdict(
             differ and max(own) - min(own) <= NEAR_POINTS,
             f"masks from other seeds differ in {min(shares):.1f} to {max(shares):.1f} % of the heads "
