@@ -4,26 +4,28 @@
     python -m benchmarks.stages --threads 2 --repeats 30
 
 Per task the median milliseconds of each stage: decoding the audio, its features, the encoder, the prefill,
-decode steps, and the rest, which is looking for speech, HTTP (the client's part too), JSON and waiting for
-threads. Then what several tasks on one recording take, and transformers' own generate under the same head
-masks (its processor pads each clip to 30 s). Kept audio is off, but for the line that says otherwise. Only an
-idle machine gives figures worth keeping.
+decode steps, and the rest, which is looking for speech, HTTP (the client's part too; it is http.client, which
+takes little), JSON and waiting for threads. Then what several tasks on one recording take, and transformers'
+own generate under the same head masks (its processor pads each clip to 30 s). Kept audio is off, but for the
+line that says otherwise. Only an idle machine gives figures worth keeping.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 import torch
 from transformers import AutoProcessor
 
@@ -53,12 +55,13 @@ def main() -> None:
         Settings.from_environment().masks_dir_for(family.identity.name), family.identity
     )
     tasks = [entry for entry in catalogue if entry.task.num_audios == 1]
-    with serving(options.model, options.threads) as client:
-        print_stages(client, family, tasks, recordings, options.repeats)
-        print_several(client, [entry.task.name for entry in tasks], recordings[0], options.repeats)
-    with serving(options.model, options.threads, max_audio_cache_bytes=2**26) as client:
-        known_ms = median_ms(lambda: ask(client, tasks[0].task.name, recordings[0]), options.repeats)
-        print(f"| {tasks[0].task.name}, the recording known | {known_ms:.1f} |")
+    with serving(options.model, options.threads) as connection:
+        print_stages(connection, family, tasks, recordings, options.repeats)
+        print_several(connection, [entry.task.name for entry in tasks], recordings[0], options.repeats)
+    with serving(options.model, options.threads, max_audio_cache_bytes=2**26) as connection:
+        name = tasks[0].task.name
+        known_ms = median_ms(partial(ask, connection, f"/tasks/{name}", recordings[0]), options.repeats)
+        print(f"| {name}, the recording known | {known_ms:.1f} |")
     if Path(options.model).is_dir():
         print_generate(family, options.model, tasks, recordings, max(1, options.repeats // 5))
 
@@ -74,8 +77,8 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def serving(model: str, threads: int, max_audio_cache_bytes: int = 0) -> Iterator[httpx.Client]:
-    """`ahamask serve` as a process of its own, and a client for it."""
+def serving(model: str, threads: int, max_audio_cache_bytes: int = 0) -> Iterator[HTTPConnection]:
+    """`ahamask serve` as a process of its own, and a connection to it."""
     port = free_port()
     environment = {
         "AHAMASK_LOG_LEVEL": "warning",
@@ -85,23 +88,26 @@ def serving(model: str, threads: int, max_audio_cache_bytes: int = 0) -> Iterato
     with TemporaryDirectory() as folder:
         server = ServerProcess(serve_command(model, port), Path(folder) / "ahamask.log", environment)
         try:
-            address = f"http://127.0.0.1:{port}"
-            asyncio.run(server.wait_until(f"{address}/readyz"))
-            with httpx.Client(base_url=address, timeout=60) as client:
-                yield client
+            asyncio.run(server.wait_until(f"http://127.0.0.1:{port}/readyz"))
+            with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                yield connection
         finally:
             server.stop()
 
 
-def ask(client: httpx.Client, task: str, recording: bytes) -> dict[str, Any]:
+def ask(connection: HTTPConnection, path: str, recording: bytes) -> dict[str, Any]:
     """One answer."""
-    response = client.post(f"/tasks/{task}", content=recording, headers={"Content-Type": "audio/wav"})
-    answer: dict[str, Any] = response.raise_for_status().json()
+    connection.request("POST", path, body=recording, headers={"Content-Type": "audio/wav"})
+    response = connection.getresponse()
+    body = response.read()
+    if response.status != HTTPStatus.OK:
+        raise SystemExit(f"{path}: {response.status} {body.decode(errors='replace')}")
+    answer: dict[str, Any] = json.loads(body)
     return answer
 
 
 def print_stages(
-    client: httpx.Client,
+    connection: HTTPConnection,
     family: ModelFamily,
     tasks: list[CatalogueEntry],
     recordings: list[bytes],
@@ -119,7 +125,7 @@ def print_stages(
         for index, recording in enumerate(recordings):
             for warm in range(repeats + 1):
                 start_s = time.perf_counter()
-                answer = ask(client, entry.task.name, recording)
+                answer = ask(connection, f"/tasks/{entry.task.name}", recording)
                 total = 1e3 * (time.perf_counter() - start_s)
                 model = [answer["timings_ms"][stage] for stage in ("encoder", "prefill", "decode")]
                 audio = (decode_ms[index], features_ms[index])
@@ -130,12 +136,11 @@ def print_stages(
         print(f"| {entry.task.name} | {statistics.mean(num_tokens):.1f} | {' | '.join(medians)} |")
 
 
-def print_several(client: httpx.Client, names: list[str], recording: bytes, repeats: int) -> None:
+def print_several(connection: HTTPConnection, names: list[str], recording: bytes, repeats: int) -> None:
     """One upload under the longest task alone and under all of them."""
 
-    def several(asked: list[str]) -> Callable[[], httpx.Response]:
-        url = f"/tasks?tasks={','.join(asked)}"
-        return lambda: client.post(url, content=recording, headers={"Content-Type": "audio/wav"})
+    def several(asked: list[str]) -> Callable[[], dict[str, Any]]:
+        return partial(ask, connection, f"/tasks?tasks={','.join(asked)}", recording)
 
     alone_ms = {name: median_ms(several([name]), repeats) for name in names}
     longest = max(alone_ms, key=alone_ms.__getitem__)
