@@ -92,6 +92,7 @@ class Runtime:
         self.idle.set()
         self._accepted: set[asyncio.Task[Any] | None] = set()
         self.num_places_taken = 0
+        self.num_uploads = 0
         self._loaded: Loaded | None = None
 
     def become_ready(self, loaded: Loaded) -> None:
@@ -141,19 +142,31 @@ class Runtime:
         Raises:
             QueueFullError: all are taken.
         """
-        self.check_room()
+        self._check_room()
         self.num_places_taken += 1
         try:
             yield
         finally:
             self.num_places_taken -= 1
 
-    def check_room(self) -> None:
-        """Whether a request that came now would find a place; asked before its upload is read.
+    @contextmanager
+    def upload(self) -> Iterator[None]:
+        """One of the `max_uploads` requests whose bodies are being read; it is accepted.
 
         Raises:
-            QueueFullError: no.
+            QueueFullError: there are as many, or a request that came now would find no place.
         """
+        self._check_room()
+        if self.num_uploads >= self.settings.max_uploads:
+            raise QueueFullError(RETRY_AFTER_FULL_S)
+        self.accept()
+        self.num_uploads += 1
+        try:
+            yield
+        finally:
+            self.num_uploads -= 1
+
+    def _check_room(self) -> None:
         if self.num_places_taken >= self.settings.max_slots + self.settings.max_waiting:
             raise QueueFullError(RETRY_AFTER_FULL_S)
 

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         25 * 2**20, ge=1, description="Largest recording accepted, in bytes as uploaded (25 MiB)."
     )
+    max_uploads: int = Field(
+        64, ge=1, description="Requests that may send their recording at a time; beyond them 429."
+    )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="Seconds a request may take to send its body; beyond them 408."
     )

@@ -119,10 +119,9 @@ async def _respond(
 ) -> Response:
     runtime: Runtime = request.app.state.runtime
     loaded = runtime.serving()
-    runtime.check_room()
-    runtime.accept()
-    async with deadline.guard():
-        form = await read_form(request, max_bytes=runtime.settings.max_upload_bytes)
+    with runtime.upload():
+        async with deadline.guard():
+            form = await read_form(request, max_bytes=runtime.settings.max_upload_bytes)
     fields = audio_form(form)
     entry = _entry(loaded, fields, kind)
     request.state.tasks = [entry.task.name]

@@ -168,12 +168,11 @@ async def _read(request: Request, names: list[str], deadline: Deadline, *, with_
     catalogue = loaded.catalogue
     request.state.tasks = sorted({name for name in names if name in catalogue})
     entries = _entries(catalogue, names)
-    runtime.check_room()
-    runtime.accept()
-    async with deadline.guard():
-        recordings = await read_recordings(
-            request, num_audios=entries[0].task.num_audios, max_bytes=runtime.settings.max_upload_bytes
-        )
+    with runtime.upload():
+        async with deadline.guard():
+            recordings = await read_recordings(
+                request, num_audios=entries[0].task.num_audios, max_bytes=runtime.settings.max_upload_bytes
+            )
     return Question(request, runtime, loaded, entries, recordings, deadline, with_scores)
 
 

@@ -103,6 +103,59 @@ def test_an_upload_that_does_not_end_is_given_up(
     run(test)
 
 
+@pytest.mark.parametrize("content_type", [b"audio/wav", b"multipart/form-data; boundary=b"])
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(
+    settings: Settings, engine: FakeEngine, content_type: bytes
+) -> None:
+    async def test() -> None:
+        patience = settings.model_copy(update={"upload_timeout_s": 0.2})
+        async with serving(patience, engine) as service:
+            await service.runtime.settled.wait()
+            reader, writer = await asyncio.open_connection(*service.address)
+            writer.write(
+                b"POST /tasks/asr HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: 9999\r\n\r\n"
+                b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' % content_type
+            )
+
+            async def trickle() -> None:
+                while True:
+                    writer.write(b"-")
+                    await service.client.get("/healthz")
+
+            trickling = asyncio.create_task(trickle())
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            trickling.cancel()
+            assert head.startswith(b"http/1.1 408 ")
+            writer.close()
+            await service.runtime.idle.wait()
+            assert engine.requests == []
+
+    run(test)
+
+
+def test_more_uploads_than_allowed_are_refused(settings: Settings, engine: FakeEngine) -> None:
+    async def test() -> None:
+        async with serving(settings.model_copy(update={"max_uploads": 1}), engine) as service:
+            await service.runtime.settled.wait()
+            content = recording()
+            reader, writer = await asyncio.open_connection(*service.address)
+            writer.write(
+                b"POST /tasks/asr HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: audio/wav\r\nContent-Length: %d\r\n\r\n" % len(content)
+            )
+            while service.runtime.num_uploads < 1:
+                await service.client.get("/healthz")
+            refused = await service.post()
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["error"]["type"] == "queue_full"
+            writer.write(content)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+            assert (await service.post()).status_code == 200
+
+    run(test)
+
+
 def test_a_full_house_is_refused_before_its_upload_is_read(settings: Settings, engine: FakeEngine) -> None:
     engine.hold = True
 
