@@ -20,8 +20,10 @@ from service.errors import install_error_handlers
 from service.logging import configure_logging
 from service.mask_store import MaskStore
 from service.middleware import RequestMiddleware
+from service.openai_schemas import OpenAIErrorEnvelope
 from service.routes import feedback, head_masks, health, metrics, openai, tasks
 from service.runtime import InferenceEngine, Loaded, Phase, Runtime
+from service.schemas import ErrorEnvelope
 from service.settings import Settings
 from service.tracing import TracingMiddleware, tracer_provider
 
@@ -76,11 +78,17 @@ def create_app(settings: Settings, engine: InferenceEngine | None = None) -> Fas
         app.add_middleware(ApiKeyMiddleware, key_ring=runtime.key_ring)
     app.add_middleware(RequestMiddleware, runtime=runtime)
     install_error_handlers(app)
-    # Checked by the middleware; this is for the page of the API.
-    documented = [] if runtime.key_ring is None else [Depends(HTTPBearer(auto_error=False))]
     app.include_router(health.router)
     for resource in (tasks, head_masks, feedback, openai, metrics):
-        app.include_router(resource.router, dependencies=documented)
+        if runtime.key_ring is None:
+            app.include_router(resource.router)
+            continue
+        # Checked by the middleware; this is for the page of the API.
+        envelope = OpenAIErrorEnvelope if resource is openai else ErrorEnvelope
+        unknown = {"model": envelope, "description": "No API key, or one that is not known."}
+        app.include_router(
+            resource.router, dependencies=[Depends(HTTPBearer(auto_error=False))], responses={401: unknown}
+        )
     return app
 
 

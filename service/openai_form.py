@@ -69,7 +69,12 @@ def form_schema() -> dict[str, Any]:
         name: _inline(value, schema.get("$defs", {})) for name, value in schema["properties"].items()
     }
     file = {"type": "string", "format": "binary", "description": "The recording."}
-    return {"type": "object", "required": ["file", "model"], "properties": {"file": file, **properties}}
+    return {
+        "type": "object",
+        "required": ["file", "model"],
+        "properties": {"file": file, **properties},
+        "additionalProperties": False,
+    }
 
 
 def _checked(values: Mapping[str, Any]) -> AudioForm:

@@ -31,6 +31,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long to arrive.",
         413: "The body is larger than a correction may be; the message names the limit.",
         422: "A field does not fit, or `text` is not an answer of the task.",
+        429: "This API key has as many requests as it may have at a time.",
         503: "Loading or draining; come back after Retry-After seconds.",
         507: "The feedback folder is full.",
     }.items()

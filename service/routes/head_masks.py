@@ -44,6 +44,7 @@ def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 _CHANGE_ERRORS = _errors(
     e403="Not an admin key, or a service without API keys.",
     e409="The folder of head masks cannot be written, or this is the last task.",
+    e429="This API key has as many requests as it may have at a time; come back after Retry-After seconds.",
 )
 
 

@@ -1,9 +1,11 @@
-"""Requests drawn from the OpenAPI document: no 500, and every answer is as the document says."""
+"""Requests drawn from the OpenAPI document, and such as it does not allow: no 500, and every answer is as the
+document says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core import NOT_SET
 from schemathesis.specs.openapi.checks import (
@@ -32,10 +35,29 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-DOCUMENT: dict[str, Any] = create_app(Settings(masks_dir=Path("masks"))).openapi()
+
+
+def _document() -> dict[str, Any]:
+    """That of a service with API keys."""
+    with TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys.json"
+        new_key(keys, "fuzz", Scope.ADMIN, None)
+        return create_app(Settings(masks_dir=Path(folder), api_keys_file=keys)).openapi()
+
+
+DOCUMENT = _document()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-OFTEN = st.integers(0, 3).map(bool)
-OPERATIONS = [(method, path) for path, item in sorted(DOCUMENT["paths"].items()) for method in sorted(item)]
+OFTEN = st.sampled_from([*[True] * 3, False])
+SELDOM = st.sampled_from([*[False] * 9, True])
+NOT_KEYS = st.sampled_from(["", "Basic abc", "Bearer", "Bearer nobody"])
+OPERATIONS = [
+    (mode, method, path)
+    for path, item in sorted(DOCUMENT["paths"].items())
+    for method in sorted(item)
+    for mode in GenerationMode
+    # Of a request without a body nothing is forbidden, or everything but one value.
+    if mode is GenerationMode.POSITIVE or "requestBody" in item[method]
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +74,26 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize(("mode", "method", "path"), OPERATIONS)
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_every_answer_is_documented(client: TestClient, method: str, path: str, data: st.DataObject) -> None:
-    case = data.draw(SCHEMA[path][method.upper()].as_strategy())
+def test_every_answer_is_documented(
+    client: TestClient, mode: GenerationMode, method: str, path: str, data: st.DataObject
+) -> None:
+    case = data.draw(SCHEMA[path][method.upper()].as_strategy(generation_mode=mode))
     case.headers = {name: value for name, value in case.headers.items() if name.lower() != "authorization"}
+    if data.draw(SELDOM):
+        case.headers["Authorization"] = data.draw(NOT_KEYS)
     names = st.sampled_from(sorted(TASKS))
     if "task" in case.path_parameters and data.draw(OFTEN):
         case.path_parameters["task"] = data.draw(names)
     if "tasks" in case.query and data.draw(OFTEN):
         case.query["tasks"] = data.draw(st.lists(names, min_size=1, max_size=2))
     if case.body is not NOT_SET and method == "post" and data.draw(OFTEN):
-        case.body, case.media_type = recording(0.01), "application/octet-stream"
+        if path.startswith("/v1") and isinstance(case.body, dict):
+            case.body |= {"file": recording(0.01), "model": data.draw(names)}
+        else:
+            case.body, case.media_type = recording(0.01), "application/octet-stream"
     prepared = requests.Request(**case.as_transport_kwargs(base_url=str(client.base_url))).prepare()
     response = client.request(
         method.upper(),
