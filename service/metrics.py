@@ -125,6 +125,8 @@ class Metrics:
         self._active_heads.clear()
         for entry in catalogue:
             self._active_heads.labels(entry.task.name).set(entry.head_mask.num_active)
+            for reason in FinishReason:  # of a series that begins with its first event no increase is seen
+                self._rows.labels(entry.task.name, reason.value)
 
     def count_reload(self, what: Literal["head_masks", "api_keys"], *, ok: bool) -> None:
         """What a file says of a running service was read again; when not `ok`, the old content stays."""
