@@ -16,17 +16,19 @@ WORKDIR /src
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
-    && python -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*e['salmonn'], *e['quant'], sep='\n')" \
-        > extras.txt \
+    && python -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*e['otel'], sep='\n')" \
+        > extras-cpu.txt \
+    && python -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*e['otel'], *e['salmonn'], *e['quant'], sep='\n')" \
+        > extras-cuda.txt \
     && grep '^torch==' requirements.txt > torch.txt
 
 FROM build AS venv-cpu
 RUN pip --python /opt/venv/bin/python install --index-url https://download.pytorch.org/whl/cpu -r torch.txt
-RUN pip --python /opt/venv/bin/python install -r requirements.txt
+RUN pip --python /opt/venv/bin/python install -r requirements.txt -r extras-cpu.txt
 
 FROM build AS venv-cuda
 RUN pip --python /opt/venv/bin/python install -r torch.txt
-RUN pip --python /opt/venv/bin/python install -r requirements.txt -r extras.txt
+RUN pip --python /opt/venv/bin/python install -r requirements.txt -r extras-cuda.txt
 
 FROM build AS code
 COPY . .

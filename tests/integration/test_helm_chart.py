@@ -24,6 +24,7 @@ EVERYTHING = [
     "--set=serviceMonitor.apiKeySecret=scraper",
     "--set=apiKeys.secretName=keys",
     "--set=cache.claimName=models",
+    "--set=masks.claimName=masks",
     "--set-string=env.AHAMASK_MODEL=Qwen/Qwen2-Audio-7B",
 ]
 Manifests = dict[str, dict[str, Any]]
@@ -144,10 +145,42 @@ def test_the_environment_is_settings_that_the_service_takes(monkeypatch: pytest.
     settings = Settings.from_environment()
     assert (settings.model, settings.port) == ("Qwen/Qwen2-Audio-7B", 8080)
     assert str(settings.api_keys_file) == "/etc/ahamask/keys"
+    assert str(settings.masks_dir) == "/var/lib/ahamask/masks"
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--set=replica=3", "--set=env.AHAMASK_MAX_SLOTS=3", "--set-string=env.AHAMASK_PORT=1"]
+    ("option", "source", "read_only"),
+    [
+        ("claimName", {"persistentVolumeClaim": {"claimName": "mine"}}, None),
+        ("configMapName", {"configMap": {"name": "mine"}}, True),
+    ],
+)
+def test_head_masks_come_from_a_volume(option: str, source: dict[str, Any], read_only: bool | None) -> None:
+    manifests = rendered(f"--set=masks.{option}=mine")
+    (container,) = pod_of(manifests)["spec"]["containers"]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "masks"]
+    assert mount["mountPath"] == environment(manifests)["AHAMASK_MASKS_DIR"]
+    assert mount.get("readOnly") is read_only
+    assert {"name": "masks", **source} in pod_of(manifests)["spec"]["volumes"]
+    assert "AHAMASK_MASKS_DIR" not in environment(rendered())
+
+
+def test_autoscaling_is_refused_where_nothing_gives_it_its_labels() -> None:
+    alone = ["template", "speech", str(CHART), "--set=autoscaling.enabled=true"]
+    assert "needs serviceMonitor.enabled" in helm(*alone).stderr
+    scaled = rendered("--set=autoscaling.enabled=true", "--set=autoscaling.query=sum(ahamask_waiting)")
+    (trigger,) = scaled["ScaledObject"]["spec"]["triggers"]
+    assert trigger["metadata"]["query"] == "sum(ahamask_waiting)"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--set=replica=3",
+        "--set=env.AHAMASK_MAX_SLOTS=3",
+        "--set-string=env.AHAMASK_PORT=1",
+        "--set=masks.claimName=a,masks.configMapName=b",
+    ],
 )
 def test_values_that_do_not_fit_are_refused(wrong: str) -> None:
     assert "schema" in helm("template", "speech", str(CHART), wrong).stderr
