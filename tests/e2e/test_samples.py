@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
+from openai import OpenAI
 
 from service.app import create_app
 from service.settings import Settings
 from tests.ready_client import ready_client
+from tests.spoken_samples import SPOKEN
 from training.tiny.samples import ENCODINGS, as_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,34 @@ def test_a_raw_body_is_answered_alike(client: TestClient, file: str) -> None:
     for task, result in expected_of(file).items():
         response = client.post(f"/tasks/{task}", content=content, headers=headers)
         assert response.json()["result"] == result
+
+
+@pytest.mark.parametrize("task", ["asr", "s2tt", "asr-gr", "gr-ser-asr-json"])
+def test_events_join_to_the_answer(client: TestClient, task: str) -> None:
+    for path in SPOKEN:
+        response = client.post(f"/tasks/{task}?stream=true", content=path.read_bytes())
+        events = [
+            (kind.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+            for kind, data in (each.split("\n") for each in response.text.strip().split("\n\n"))
+        ]
+        *deltas, (last, answer) = events
+        assert last == "done"
+        assert {kind for kind, _ in deltas} == {"delta"}
+        assert "".join(data["delta"] for _, data in deltas) == answer["text"]
+        assert answer["result"] == expected_of(path.name)[task]
+
+
+@pytest.mark.parametrize("path", SPOKEN, ids=lambda path: path.stem)
+def test_openais_client_is_answered_alike(client: TestClient, path: Path) -> None:
+    audio = OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client).audio
+    expected = expected_of(path.name)
+    transcript, translation = (
+        each.create(model="tiny-lalm", file=path).text for each in (audio.transcriptions, audio.translations)
+    )
+    assert (transcript, translation) == (expected["asr"]["text"], expected["s2tt"]["text"])
+    stream = audio.transcriptions.create(model="asr", file=path, stream=True)
+    deltas = [event.delta for event in stream if event.type == "transcript.text.delta"]
+    assert "".join(deltas) == transcript
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding[0])

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from lalm.head_mask import MaskFile
+from lalm.task import LongAudio
 from service.app import create_app
 from service.inference.exceptions import QueueFullError, SequenceFailedError
 from service.settings import Settings
@@ -190,6 +192,27 @@ def test_what_cannot_be_answered_is_refused(client: TestClient, engine: FakeEngi
 def test_the_bad_one_of_two_recordings_is_named(client: TestClient) -> None:
     response = client.post("/tasks/asv", files=[("file", recording()), ("file", b"hello")])
     assert (response.status_code, error_of(response)["param"]) == (415, "file[1]")
+
+
+def test_a_task_says_what_becomes_of_a_long_recording_and_does_it(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_masks(tmp_path)
+    monkeypatch.setitem(TEXTS, "gr-first", "male")
+    gr = MaskFile.load(tmp_path / "gr.json")
+    first = gr.task.model_copy(update={"name": "gr-first", "long_audio": LongAudio.FIRST_WINDOW})
+    gr.model_copy(update={"task": first}).save(tmp_path / "gr-first.json")
+    long = recording(engine.family.max_audio_s + 1)
+    with ready_client(create_app(Settings(masks_dir=tmp_path, max_audio_s=60), engine)) as client:
+        told = {each["name"]: each["long_audio"] for each in client.get("/tasks").json()["tasks"]}
+        answers = {name: client.post(f"/tasks/{name}", content=long, headers=WAV) for name in told}
+    assert told["asr"] == {"policy": "split", "segment_s": 30.0, "max_audio_s": 60.0}
+    assert told["gr"] == {"policy": "refuse", "segment_s": 30.0, "max_audio_s": 30.0}
+    assert told["gr-first"] == {"policy": "first-window", "segment_s": 30.0, "max_audio_s": 60.0}
+    assert len(answers["asr"].json()["segments"]) == 2
+    assert answers["gr-first"].json()["audio"] == {"duration_s": 31.0, "truncated": True}
+    assert answers["gr"].status_code == 413
+    assert "30 s" in error_of(answers["gr"])["message"]
 
 
 @pytest.mark.parametrize(
