@@ -1,9 +1,9 @@
 """Load on a running service: locust -f benchmarks/locustfile.py --host http://localhost:8080 (extra `load`).
 
 A user asks for a task of the service on a recording of samples/, thinks for a second, and asks again; one
-request in ten is for three tasks, two in ten want their answer in events. A request that is refused (429,
-503) counts as failed, and its user waits as long as Retry-After says. No two uploads are the same bytes, so
-that no cache has their audio.
+request in eleven is for three tasks, one goes to OpenAI's route, two want their answer in events. A request
+that is refused (429, 503) counts as failed, and its user waits as long as Retry-After says. No two uploads
+are the same bytes, so that no cache has their audio.
 """
 
 from __future__ import annotations
@@ -50,6 +50,14 @@ class Listener(HttpUser):
         with self._ask(f"/tasks/{name}", name="/tasks/…?stream=true", stream="true") as response:
             if self._is_answered(response) and "event: done" not in response.text:
                 response.failure("a stream without its end")
+
+    @task(1)
+    def as_openai(self) -> None:
+        path = "/v1/audio/transcriptions"
+        form = {"data": {"model": "asr"}, "files": {"file": ("a.wav", _recording())}}
+        with self.client.post(path, catch_response=True, **form) as response:
+            if self._is_answered(response) and "text" not in response.json():
+                response.failure("an answer without text")
 
     def _ask(self, path: str, name: str | None = None, **parameters: str) -> ResponseContextManager:
         return self.client.post(
