@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ Manifests = dict[str, dict[str, Any]]
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("helm")
+    program = shutil.which("helm") or shutil.which("helm", path=Path(sys.executable).parent)
     if program is None:
         pytest.skip("helm is not installed")
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
