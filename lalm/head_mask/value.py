@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -74,7 +75,7 @@ class HeadMask:
         """Heads of one layer."""
         return int(self.heads.shape[1])
 
-    @property
+    @cached_property
     def num_active(self) -> int:
         return int(self.heads.sum())
 
@@ -83,12 +84,12 @@ class HeadMask:
         """Heads of all layers."""
         return int(self.heads.size)
 
-    @property
+    @cached_property
     def packed(self) -> bytes:
         """The bits, eight a byte, row by row, the first head in the highest bit."""
         return np.packbits(self.heads).tobytes()
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hex digest of shape and bits."""
         shape = f"{self.num_layers}x{self.num_heads}:".encode()
