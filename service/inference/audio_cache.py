@@ -36,9 +36,11 @@ class AudioCache:
 
     def put(self, digest: bytes, embeds: Tensor) -> None:
         """Keep the embeddings of a clip unless they are too large, or not finite: trouble may be passing."""
-        if embeds.nbytes > self._max_bytes or digest in self._embeds or not bool(embeds.isfinite().all()):
+        if embeds.nbytes > self._max_bytes or digest in self._embeds:
             return
         try:
+            if not bool(embeds.isfinite().all()):
+                return
             # A part of a batch would keep the whole batch in memory.
             self._embeds[digest] = embeds.clone()
         except (MemoryError, RuntimeError) as error:

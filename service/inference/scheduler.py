@@ -128,7 +128,7 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         sequence.times.finished_s = now_s
-        if sequence.times.admitted_s is not None:
+        if sequence.times.admitted_s is not None and reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._note_duration(now_s - sequence.times.admitted_s)
         return True
 

@@ -130,9 +130,11 @@ class Steps:
 
     def _collect(self, sequences: list[Sequence], outcomes: list[list[int] | Exception]) -> None:
         """Append each row's tokens, and end the rows that are complete or failed."""
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            if isinstance(outcome, Exception) and sequence.slot is not None:
-                self._runner.clear(sequence.slot)
+        failed = [row for row, it in zip(sequences, outcomes, strict=True) if isinstance(it, Exception)]
+        for ticket in self._ledger.tickets_of(failed):
+            for sequence in ticket.sequences:  # the others end too, and heard the same audio
+                if sequence.slot is not None:
+                    self._runner.clear(sequence.slot)
         with self._changed:
             for sequence, outcome in zip(sequences, outcomes, strict=True):
                 if sequence.slot is None:

@@ -295,6 +295,41 @@ def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int, 
         assert tokens == [reference(toy_family, request, row) for row in request.rows]
 
 
+def test_a_row_that_ends_with_another_of_its_request_leaves_nothing_in_its_slot(
+    toy_family: ModelFamily,
+) -> None:
+    long = make_request(toy_family, 6.0, make_row(random_mask(toy_family, 1), n=40), seed=1)
+    bad = make_request(toy_family, 7.0, make_row(None), make_row(None), seed=2)
+    bad = EngineRequest("bad", [poisoned(bad.audio[0])], bad.rows)
+    head_mask = random_mask(toy_family, 3)
+    short = [make_request(toy_family, 2.0, make_row(head_mask, n=20), seed=seed) for seed in (3, 4)]
+    num_prompt_tokens = sum(map(len, toy_family.prompt_segments(None, 1))) + bad.num_audio_tokens
+    leash = Leash()
+    batches = []
+
+    def lm_head(hidden: torch.Tensor) -> Any:
+        batches.append(len(hidden))
+        return toy_family.lm_head(hidden)
+
+    async def ask(engine: Engine) -> None:
+        running = asyncio.create_task(engine.submit(long))
+        await leash.decode_steps(1)
+        failing = asyncio.create_task(engine.submit(bad))
+        await leash.decode_steps(2)
+        with pytest.raises(SequenceFailedError):
+            await failing
+        followers = [asyncio.create_task(engine.submit(request)) for request in short]
+        await leash.decode_steps(2)
+        assert batches[-2:] == [3, 3]
+        leash.let_go()
+        await asyncio.gather(running, *followers)
+
+    # In one step the first bad row is prefilled, and a part of the second, longer than those that follow it.
+    options = {"max_slots": 3, "packed": True, "max_prefill_tokens": num_prompt_tokens * 3 // 2}
+    with running_engine(FamilyWith(toy_family, lm_head=lm_head), leash, **options) as engine:
+        asyncio.run(ask(engine))
+
+
 def test_a_full_queue_refuses_and_takes_again(toy_family: ModelFamily) -> None:
     leash = Leash()
     request = good_requests(toy_family, 1)[0]

@@ -127,13 +127,14 @@ class CacheMachine(RuleBasedStateMachine):
 TestCacheMachine = CacheMachine.TestCase
 
 
-def test_without_memory_for_a_copy_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("operation", ["clone", "isfinite"])
+def test_without_memory_for_a_copy_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     cache = AudioCache(1_000)
     cache.put(b"first", torch.zeros(2, 8))
 
     def refuse(tensor: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Tensor, "clone", refuse)
+    monkeypatch.setattr(Tensor, operation, refuse)
     cache.put(b"second", torch.zeros(2, 8))
     assert (cache.get(b"first"), cache.get(b"second"), cache.num_bytes) == (None, None, 0)

@@ -87,6 +87,19 @@ def test_retry_after_follows_how_long_rows_last() -> None:
     assert refused_after(6.0, num_rows=300) == pytest.approx(12.0)  # no longer than until all is free
 
 
+def test_rows_that_are_given_up_say_nothing_of_how_long_rows_last() -> None:
+    scheduler, (row, given_up, *rows) = Scheduler(2, 0, 1000), make_sequences(5)
+    scheduler.add([row, given_up])
+    scheduler.admit(0.0)
+    scheduler.finish(given_up, FinishReason.CANCELLED, 0.1)
+    scheduler.finish(row, FinishReason.STOP, 6.0)
+    scheduler.add(rows[:2])
+    scheduler.admit(6.0)
+    with pytest.raises(QueueFullError) as refused:
+        scheduler.add(rows[2:])
+    assert refused.value.retry_after_s == pytest.approx(3.0)
+
+
 def test_finishing_twice_does_nothing() -> None:
     scheduler, (sequence,) = Scheduler(1, 1, 1000), make_sequences(1)
     scheduler.add([sequence])
