@@ -11,7 +11,11 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class Deltas:
     """Calls `on_text` with new text, such that all of it together is the joined answers of the pieces.
 
-    The pieces run at the same time; text of a later one is held back until those before it are complete.
+    The pieces run at the same time; text of a later one is held back until those before it are complete. What
+    a token adds is seen beside the tokens told just before it, as decoders treat the first ones of a text
+    differently; so a token costs the same wherever it stands.
+
+    Source: detokenize_incrementally of vLLM (vllm/transformers_utils/detokenizer_utils.py).
     """
 
     def __init__(self, decode_tokens: Callable[[Sequence[int]], str], on_text: Callable[[str], None]) -> None:
@@ -20,7 +24,8 @@ class Deltas:
         self._ids: dict[int, list[int]] = {}
         self._complete: set[int] = set()
         self._current = 0
-        self._told = ""  # of the current piece
+        self._context = ""  # what was told last of the current piece: tokens [_start, _end)
+        self._start = self._end = 0
         self._any_told = False
 
     def on_token(self, piece: int, row: int, token_id: int | None) -> None:  # noqa: ARG002 (there is one row)
@@ -32,17 +37,19 @@ class Deltas:
             ids.append(token_id)
         while self._current in self._complete:
             self._tell(final=True)
-            self._current, self._told = self._current + 1, ""
+            self._current, self._context, self._start, self._end = self._current + 1, "", 0, 0
         if piece == self._current:
             self._tell(final=False)
 
     def _tell(self, *, final: bool) -> None:
         """Tell what the current piece has beyond what was told, unless it may still change."""
-        text = self._decode_tokens(self._ids.get(self._current, []))
+        ids = self._ids.get(self._current, [])
+        text = self._decode_tokens(ids[self._start :])
         if not final and text.endswith(_INCOMPLETE):
             return
-        if len(text) <= len(self._told) or not text.startswith(self._told):
+        if len(text) <= len(self._context) or not text.startswith(self._context):
             return
-        space = " " if self._any_told and not self._told else ""
-        self._on_text(space + text[len(self._told) :])
-        self._told, self._any_told = text, True
+        space = " " if self._any_told and not self._end else ""
+        self._on_text(space + text[len(self._context) :])
+        self._start, self._end, self._any_told = self._end, len(ids), True
+        self._context = self._decode_tokens(ids[self._start :])

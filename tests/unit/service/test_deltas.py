@@ -2,6 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lalm import tiny
+from lalm.families import load_family
 from service.deltas import Deltas
 
 
@@ -38,3 +43,32 @@ def test_a_later_piece_waits_for_the_one_before_it() -> None:
 
 def test_an_empty_piece_leaves_no_space() -> None:
     assert told((0, None), (1, "a"), (1, None), (2, None), (3, "b"), (3, None)) == ["a", " b"]
+
+
+@given(st.text(alphabet="ab \n\u00fc\u20ac\U0001f600"))
+def test_all_that_is_told_is_the_answer(text: str) -> None:
+    assert "".join(told((0, text), (0, None))) == text.strip()
+
+
+def test_a_token_costs_the_same_wherever_it_stands() -> None:
+    lengths: list[int] = []
+
+    def counted(ids: Sequence[int]) -> str:
+        lengths.append(len(ids))
+        return decode(ids)
+
+    deltas = Deltas(counted, lambda text: None)
+    for token in b"turn on the light in the kitchen":
+        deltas.on_token(0, 0, token)
+    assert max(lengths) <= 4
+
+
+def test_the_tokens_of_the_embedded_model_join_to_its_text() -> None:
+    family = load_family(str(tiny.CHECKPOINT))
+    texts: list[str] = []
+    deltas = Deltas(family.decode_tokens, texts.append)
+    answer = '{"transcript": "schalte die kaffeemaschine f\u00fcr zw\u00f6lf uhr an", "gender": "male"}'
+    for token in [*family.encode_text(answer), None]:
+        deltas.on_token(0, 0, token)
+    assert len(texts) > 10
+    assert "".join(texts) == answer
