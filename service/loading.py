@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import joblib
 import torch
 
 from lalm.audio import AudioLimits
@@ -20,8 +21,7 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
         ModelError: the model cannot be loaded.
         HeadMaskError: the folder of mask files, or a file in it, is wrong.
     """
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
+    torch.set_num_threads(num_threads(settings))
     family = load_family(
         settings.model,
         revision=settings.revision,
@@ -36,6 +36,12 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
         max_audio_cache_bytes=settings.max_audio_cache_bytes,
     )
     return complete(settings, Engine(family, config, metrics))
+
+
+def num_threads(settings: Settings) -> int:
+    """CPU threads of the model. torch counts the cores of the machine, of which a container may have few; one
+    thread too many makes all of them wait, at every operator."""
+    return settings.torch_threads or min(torch.get_num_threads(), joblib.cpu_count())
 
 
 def complete(settings: Settings, engine: InferenceEngine) -> Loaded:

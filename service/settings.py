@@ -68,7 +68,9 @@ class Settings(BaseSettings):
         "or masks/<model name> of the repository.",
     )
     torch_threads: int | None = Field(
-        None, ge=1, description="CPU threads of the model; by default what torch chooses."
+        None,
+        ge=1,
+        description="CPU threads of the model; by default torch's choice, within affinity and quota.",
     )
 
     max_slots: int = Field(16, ge=1, description="Rows decoded together: the size of the running batch.")
