@@ -1,11 +1,12 @@
 """Answers that are guessed before they are generated, so that one pass checks what else takes many.
 
-A task with a form says how its answers begin: one of its labels, or `{"transcript": "`. These beginnings, as
-a tree of tokens, stand behind the prompt in the prefill, each token seeing the prompt and those it follows.
-The pass gives the likeliest token after each of them, and so the greedy answer as far as the tree goes: it is
-followed while the likeliest token is in the tree. What comes out is what generating token by token gives; a
-wrong guess costs a few positions of one pass. A label that ends the answer needs no decode step at all, and
-the probability of every label is known.
+A task with a form says how its answers begin: one of its labels, `{"transcript": "`, or `{"gender": "`, a
+label, and so on to the first value that may be anything. These beginnings, as a tree of tokens, stand
+behind the prompt in the prefill, each token seeing the prompt and those it follows. The pass gives the
+likeliest token after each of them, and so the greedy answer as far as the tree goes: it is followed while
+the likeliest token is in the tree. What comes out is what generating token by token gives; a wrong guess
+costs a few positions of one pass. A label that ends the answer needs no decode step at all, and the
+probability of every label is known.
 
 Source: speculative decoding with greedy verification (Leviathan et al., arXiv 2211.17192) over a token tree
 (SpecInfer, arXiv 2305.09781).
@@ -79,27 +80,41 @@ class Draft:
 def draft_of(
     output: OutputSpec | None, encode_text: Callable[[str], list[int]], max_tokens: int = MAX_DRAFT_TOKENS
 ) -> Draft | None:
-    """How answers of this form begin, or None where nothing is known or the tree would be too large.
+    """How answers of this form begin, as far as that is known and the tree is not too large; None if nowhere.
 
     encode_text: token ids of a text; that a model spells its answers in this way is likely, not needed.
     """
-    beginnings = _beginnings(output) if output is not None else []
-    texts = [encode_text(text) for text in beginnings]
-    if not all(texts) or not texts or sum(map(len, texts)) > max_tokens:
-        return None
-    is_label = output is not None and output.kind is OutputKind.LABEL
-    return Draft.of_texts(texts, beginnings if is_label else ())
+    for beginnings in reversed(_beginnings(output) if output is not None else []):
+        texts = [encode_text(text) for text in beginnings]
+        if not all(texts):
+            continue
+        is_label = output is not None and output.kind is OutputKind.LABEL
+        draft = Draft.of_texts(texts, beginnings if is_label else ())
+        if len(draft) <= max_tokens:
+            return draft
+    return None
 
 
-def _beginnings(output: OutputSpec) -> list[str]:
-    first = output.result_fields[0]
-    labels = list(first.labels or ())
-    if output.kind is OutputKind.LABEL:
-        return labels
-    if output.kind is OutputKind.FIELDS:
-        return [f"{label} {output.separator}" for label in labels]
+def _beginnings(output: OutputSpec) -> list[list[str]]:
+    """All that answers may begin with: up to the first value, then through one more value with labels each,
+    up to the first value that may be anything, or the end.
+    """
+    if output.kind is OutputKind.TEXT:
+        return []
+    names = [field_.name for field_ in output.result_fields]
     if output.kind is OutputKind.JSON:
-        key = '{"' + first.name + '": "'
-        values = [json.dumps(label, ensure_ascii=False)[1:] for label in labels]
-        return [key + value for value in values] or [key]
-    return []
+        literals = ['{"' + names[0] + '": "', *(f'", "{name}": "' for name in names[1:]), '"}']
+    else:
+        literals = ["", *(f" {output.separator} " for _ in names[1:]), ""]
+    found = [literals[:1]]
+    for field_, literal in zip(output.result_fields, literals[1:], strict=True):
+        if field_.labels is None:
+            break
+        values = [_spelled(label, output.kind) + literal for label in field_.labels]
+        found.append([text + value for text in found[-1] for value in values])
+    # The space before a word is a part of the word's token.
+    return [[text.rstrip() for text in texts] for texts in found]
+
+
+def _spelled(label: str, kind: OutputKind) -> str:
+    return json.dumps(label, ensure_ascii=False)[1:-1] if kind is OutputKind.JSON else label

@@ -66,6 +66,7 @@ def test_a_node_sees_the_prompt_and_its_path(texts: list[list[int]], start: int,
 
 LABELS = ["male", "female"]
 GENDER = {"name": "gender", "labels": LABELS}
+MOOD = {"name": "mood", "labels": ["sad", "happy"]}
 TRANSCRIPT = {"name": "transcript"}
 
 
@@ -77,11 +78,23 @@ TRANSCRIPT = {"name": "transcript"}
         ({"kind": "fields", "separator": "|", "fields": [GENDER, TRANSCRIPT]}, ["male |", "female |"]),
         ({"kind": "fields", "separator": "|", "fields": [TRANSCRIPT, GENDER]}, None),
         ({"kind": "json", "fields": [TRANSCRIPT, GENDER]}, ['{"transcript": "']),
-        ({"kind": "json", "fields": [GENDER]}, ['{"gender": "male"', '{"gender": "female"']),
+        ({"kind": "json", "fields": [GENDER]}, ['{"gender": "male"}', '{"gender": "female"}']),
+        (
+            {"kind": "fields", "separator": "|", "fields": [GENDER, MOOD]},
+            ["male | sad", "male | happy", "female | sad", "female | happy"],
+        ),
+        (
+            {"kind": "json", "fields": [GENDER, MOOD, TRANSCRIPT]},
+            [
+                f'{{"gender": "{gender}", "mood": "{mood}", "transcript": "'
+                for gender in LABELS
+                for mood in MOOD["labels"]
+            ],
+        ),
     ],
 )
 def test_the_form_of_a_task_says_how_answers_begin(output: object, beginnings: list[str] | None) -> None:
-    draft = draft_of(OutputSpec.model_validate(output), letters)
+    draft = draft_of(OutputSpec.model_validate(output), letters, max_tokens=200)
     if beginnings is None:
         assert draft is None
         return
@@ -90,8 +103,18 @@ def test_the_form_of_a_task_says_how_answers_begin(output: object, beginnings: l
     assert list(draft.labels) == (LABELS if beginnings == LABELS else [])
 
 
+def test_a_draft_goes_as_far_as_its_size_allows() -> None:
+    output = OutputSpec.model_validate({"kind": "json", "fields": [GENDER, MOOD, TRANSCRIPT]})
+    sizes = {len(draft_of(output, letters, max_tokens) or ()) for max_tokens in range(200)}
+    first = '{"gender": "'
+    both = [f'{first}{gender}", "mood": "' for gender in LABELS]
+    one, two = (len(Draft.of_texts(map(letters, texts))) for texts in ([first], both))
+    assert sorted(sizes)[:3] == [0, one, two]
+    assert len(sizes) == 4
+
+
 def test_no_draft_where_it_would_cost_more_than_it_saves() -> None:
-    many = OutputSpec.model_validate({"kind": "label", "labels": [f"label{n}" for n in range(20)]})
+    many = OutputSpec.model_validate({"kind": "label", "labels": [f"{n} label" for n in range(20)]})
     assert draft_of(many, letters) is None
     assert draft_of(many, letters, max_tokens=1000) is not None
     assert draft_of(many, lambda _text: [], max_tokens=1000) is None
