@@ -98,7 +98,7 @@ def install(decoder: PreTrainedModel) -> None:
     if config._attn_implementation != ATTENTION:
         raise ModelError(f"{name} cannot be gated: it does not use transformers' attention interface")
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
-    probe = torch.zeros(1, 1, config.hidden_size, dtype=decoder.dtype, device=decoder.device)
+    probe = torch.zeros(1, 1, config.hidden_size, dtype=decoder.dtype, device=input_device(decoder))
     gate = probe.new_ones(num_layers, 1, num_heads)
     seen_layers: deque[int] = deque()  # a list would be copied on its way to another device
     try:
@@ -108,6 +108,16 @@ def install(decoder: PreTrainedModel) -> None:
         raise ModelError(f"{name} cannot be gated: {error}") from error
     if list(seen_layers) != list(range(num_layers)):
         raise ModelError(f"{name} cannot be gated: of {num_layers} layers a gate reaches {list(seen_layers)}")
+
+
+def input_device(decoder: PreTrainedModel) -> torch.device:
+    """Where `decoder` takes `inputs_embeds`: where its input embeddings are computed, wherever they are kept.
+
+    accelerate keeps a parameter that is offloaded to the host or to disk on `meta` until it is used.
+    """
+    embed_tokens: Any = decoder.get_input_embeddings()
+    stored: torch.device = embed_tokens.weight.device
+    return torch.device(embed_tokens._hf_hook.execution_device) if stored.type == "meta" else stored
 
 
 def gate_tensor(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import soundfile
+import torch
 
+from lalm.errors import ModelError
 from lalm.families import load_family
 from lalm.families.placement import layers_and_rest
 from lalm.family import ModelFamily
@@ -16,6 +20,7 @@ from service.inference.request import EngineRequest
 from tests.command_line import Cli
 from tests.engine_support import make_request, make_row, random_mask, reference, running_engine
 from tests.mask_files import mask_file
+from tests.salmonn_toy import INSTRUCTION, MODEL_FILE, waveform
 from tests.toy import toy_waveform, write_toy_checkpoint
 
 
@@ -49,6 +54,64 @@ def test_layers_on_disk_give_the_tokens_of_the_plain_model(checkpoint: Path, pla
     ]
     expected = [[reference(plain, request, row) for row in request.rows] for request in requests]
     assert tokens(family, requests) == expected
+
+
+@pytest.fixture(scope="module")
+def salmonn() -> ModelFamily:
+    return load_family(MODEL_FILE)
+
+
+def salmonn_map(salmonn: ModelFamily, *on_disk: str) -> str:
+    """Every module of its decoder in memory but those named."""
+    layers, rest = layers_and_rest(salmonn.model)
+    parts = [
+        f"{layer}.{part}"
+        for layer in layers
+        for part, _ in salmonn.model.get_submodule(layer).named_children()
+    ]
+    return json.dumps({**dict.fromkeys([*parts, *rest], "cpu"), **dict.fromkeys(on_disk, "disk")})
+
+
+@pytest.mark.parametrize(
+    "on_disk",
+    [
+        [f"model.layers.{layer}.mlp" for layer in range(4)],
+        ["model.embed_tokens"],
+        ["model.embed_tokens", "model.layers.1.mlp", "lm_head"],
+    ],
+)
+def test_salmonn_partly_on_disk_gives_the_tokens_of_the_plain_model(
+    salmonn: ModelFamily, on_disk: list[str]
+) -> None:
+    family = load_family(MODEL_FILE, device_map=salmonn_map(salmonn, *on_disk))
+    for name in on_disk:
+        assert all(weight.is_meta for weight in family.model.get_submodule(name).parameters())
+    assert family.device.type == "cpu"
+    clip = salmonn.features(waveform(1))
+    (expected,), (audio,) = salmonn.embed_audio([clip]), family.embed_audio([clip])
+    assert torch.equal(audio, expected)
+    rows = [make_row(random_mask(salmonn, 1), n=8), make_row(None, instruction=INSTRUCTION, n=6)]
+    request = EngineRequest("it", [clip], rows)
+    assert tokens(family, [request]) == [[reference(salmonn, request, row) for row in rows]]
+
+
+@pytest.mark.parametrize("on_disk", ["model.layers.2", "model.layers.2.self_attn"])
+def test_salmonns_attention_stays_in_memory(salmonn: ModelFamily, on_disk: str) -> None:
+    device_map = json.loads(salmonn_map(salmonn, on_disk))
+    placed = {name: device for name, device in device_map.items() if not name.startswith(f"{on_disk}.")}
+    with pytest.raises(ModelError, match=r"layers\.2\.self_attn\.q_proj\.weight, .* self_attn has to stay"):
+        load_family(MODEL_FILE, device_map=json.dumps(placed))
+
+
+def test_salmonn_hears_on_a_device_of_its_own(salmonn: ModelFamily) -> None:
+    """No second device is at hand: the decoder is on `meta`, which computes nothing but tells where."""
+    family: Any = load_family(MODEL_FILE)
+    family.decoder.embed_tokens.to("meta")
+    family.decoder.embed_tokens._hf_hook = SimpleNamespace(execution_device="meta")
+    (audio,) = family.embed_audio([salmonn.features(waveform(0))])
+    assert family.hearing.device.type == "cpu"
+    assert audio.device.type == family.device.type == "meta"
+    assert family.embed_prompt([audio]).device.type == "meta"
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])

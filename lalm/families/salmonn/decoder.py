@@ -37,9 +37,11 @@ def load_decoder(parts: Parts, placement: Placement) -> LlamaForCausalLM:
     """Vicuna with its LoRA: merged, or beside the weights where those are quantized.
 
     Raises:
+        ModelError: the device map offloads weights that LoRA is for.
         Exception: what transformers raises on damaged files.
     """
     llama = load_vicuna(parts, placement)
+    _check_in_memory(llama)
     if getattr(llama, "is_quantized", False):
         add_lora(llama, parts)
         return llama
@@ -62,6 +64,20 @@ def load_vicuna(parts: Parts, placement: Placement) -> LlamaForCausalLM:
         weights_only=True,
     )
     return llama
+
+
+def _check_in_memory(llama: LlamaForCausalLM) -> None:
+    """peft would leave the updates of offloaded weights out, with a warning for each.
+
+    Raises:
+        ModelError: a weight that LoRA is for is offloaded.
+    """
+    for name, weight in llama.named_parameters():
+        if weight.is_meta and name.split(".")[-2] in _ADAPTED:
+            raise ModelError(
+                f"the device map offloads {name}, which LoRA is merged into: every layer's self_attn has to "
+                "stay on a device; its mlp, the embeddings and lm_head may be offloaded"
+            )
 
 
 def merge_lora(llama: LlamaForCausalLM, parts: Parts) -> LlamaForCausalLM:

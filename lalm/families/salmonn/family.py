@@ -14,6 +14,7 @@ from lalm.families.salmonn.features import FBANK, SalmonnFeatures
 from lalm.families.salmonn.hearing import Hearing
 from lalm.families.salmonn.tokenizer import Tokenizer
 from lalm.family import AudioFeatures
+from lalm.head_gate import input_device
 from lalm.head_mask import ModelIdentity
 
 _PLACEHOLDER = "<SpeechHere>"
@@ -48,7 +49,7 @@ class SalmonnFamily:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return input_device(self.decoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,9 +60,9 @@ class SalmonnFamily:
         """See `ModelFamily`."""
         if not features:
             return []
-        mel = torch.stack([clip.mel for clip in features]).to(self.device)
-        fbanks = [clip.extra[FBANK].to(self.device) for clip in features]
-        return list(self.hearing(mel, fbanks))
+        mel = torch.stack([clip.mel for clip in features]).to(self.hearing.device)
+        fbanks = [clip.extra[FBANK].to(self.hearing.device) for clip in features]
+        return list(self.hearing(mel, fbanks).to(self.device))
 
     def prompt_segments(self, instruction: str | None, num_audios: int) -> list[list[int]]:
         """See `ModelFamily`. The same template with and without instruction; BOS stands first.

@@ -75,6 +75,11 @@ class Hearing(nn.Module):
         assert isinstance(config, WhisperConfig)
         return int(config.max_source_positions) // WINDOW
 
+    @property
+    def device(self) -> torch.device:
+        """Where encoders and bridge are; the decoder may be elsewhere."""
+        return self.bridge.speech_query_tokens.device
+
     def forward(self, mel: Tensor, fbanks: Sequence[Tensor]) -> Tensor:
         """mel: float32 [batch, num_mel_bins, 3000]; fbanks: float32 [num_frames, 128] of each clip.
 
