@@ -174,7 +174,8 @@ def _tasks_of(source: Path, task: str | None, labels: str | None, tasks: Path | 
     sources = _published_files(source)
     if len(sources) > 1 and (task or labels):
         raise typer.BadParameter(f"--task and --labels are for one file, not for {len(sources)}; use --tasks")
-    specs = {path: _task_of(path, task, labels, tasks) for path in sources}
+    overrides = _overrides(tasks, sources) if tasks else {}
+    specs = {path: _task_of(path, task, labels, overrides) for path in sources}
     names = [spec.name for spec in specs.values()]
     for name in names:
         if names.count(name) > 1:
@@ -194,12 +195,27 @@ def _published_files(source: Path) -> list[Path]:
     return paths
 
 
-def _task_of(path: Path, task: str | None, labels: str | None, tasks: Path | None) -> TaskSpec:
+def _overrides(tasks: Path, sources: list[Path]) -> dict[str, dict[str, Any]]:
+    """The tables of `tasks`, each of which has to be for one of `sources`."""
+    from lalm.errors import HeadMaskError
+    from lalm.published_task import name_of, read_overrides
+
+    tables, names = read_overrides(tasks), {name_of(path) for path in sources}
+    if unknown := sorted(tables.keys() - names):
+        raise HeadMaskError(
+            tasks, f"no mask to import for {', '.join(unknown)}; there are {', '.join(sorted(names))}"
+        )
+    return tables
+
+
+def _task_of(
+    path: Path, task: str | None, labels: str | None, overrides: dict[str, dict[str, Any]]
+) -> TaskSpec:
     from lalm import published_task
 
     name = published_task.name_of(path)
     label_set = tuple(label.strip() for label in labels.split(",")) if labels else None
-    keys: dict[str, Any] = published_task.read_overrides(tasks).get(name, {}) if tasks else {}
+    keys = overrides.get(name, {})
     inferred = None
     if not published_task.is_complete(keys):
         inferred = published_task.infer_task(task or name, path, label_set)

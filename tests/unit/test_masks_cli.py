@@ -90,6 +90,16 @@ def test_tasks_are_given_where_names_tell_nothing(cli: Cli, published: Path, mas
     assert MaskFile.load(masks / "out" / "asr.json").task.max_new_tokens == 77
 
 
+def test_a_table_for_a_folder_that_is_not_there_is_an_error(cli: Cli, published: Path, masks: Path) -> None:
+    tasks, out = masks / "tasks.toml", masks / "out"
+    tasks.write_text("[asr_librispeech]\nmax_new_tokens = 77\n[asr_libri]\nmax_new_tokens = 5\n[ser]\n")
+    options = ("--like", masks / "seed0" / "asr.json", "--out", out, "--tasks", tasks)
+    code, _, err = cli("masks", "import", published, *options)
+    assert code == 1
+    assert f"{tasks}: no mask to import for asr_libri, ser; there are {', '.join(sorted(NAMES))}" in err
+    assert not out.exists()
+
+
 def test_two_masks_for_one_task_are_not_guessed_between(cli: Cli, published: Path, masks: Path) -> None:
     (published / "gender_librispeech").rename(published / "asr_other")
     code, _, err = cli(
