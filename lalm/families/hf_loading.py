@@ -152,7 +152,18 @@ def _essentials(kind: HfModel, config: Any) -> dict[str, Any]:
     decoder_keys = (*sizes, "intermediate_size", "num_key_value_heads", "vocab_size", "rms_norm_eps")
     return {
         "family": kind.family,
+        **({"granite": _granite_essentials(config)} if kind.mel is granite_mel else {}),
         "decoder": {key: getattr(text, key) for key in decoder_keys},
         "rope_theta": text.rope_parameters["rope_theta"],
         "encoder": {key: getattr(encoder, key) for key in (*sizes, "num_mel_bins")},
+    }
+
+
+def _granite_essentials(config: Any) -> dict[str, Any]:
+    """Numbers of Granite Speech that no tensor tells; other models keep the fingerprint they have."""
+    scales = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+    text = config.get_text_config()
+    return {
+        **{key: float(getattr(text, key)) for key in scales},
+        **{key: getattr(config, key) for key in ("window_size", "downsample_rate")},
     }

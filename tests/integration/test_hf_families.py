@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,29 @@ def test_an_adapter_counts_in_the_answer_and_in_the_fingerprint(granite: Path, t
         family.decoder(inputs_embeds=prompt[None]).last_hidden_state for family in (with_adapter, without)
     ]
     assert not torch.allclose(*hidden)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_config", "embedding_multiplier", 3.0),
+        ("text_config", "attention_multiplier", 0.5),
+        ("text_config", "residual_multiplier", 0.5),
+        ("text_config", "logits_scaling", 8.0),
+        (None, "window_size", 20),
+        (None, "downsample_rate", 3),
+    ],
+)
+def test_granites_numbers_take_part_in_the_fingerprint(
+    granite: Path, tmp_path: Path, part: str | None, key: str, value: float
+) -> None:
+    folder = Path(shutil.copytree(granite, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    holder = config[part] if part else config
+    assert holder[key] != value
+    holder[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    assert identify(folder).fingerprint != identify(granite).fingerprint
 
 
 @pytest.fixture(scope="module")
