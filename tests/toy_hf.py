@@ -1,6 +1,6 @@
 """Toy checkpoints of the models that `lalm.families.hf` knows, in the layouts of the real ones on disk.
 
-`MODELS[name](folder)` writes one; `reference_inputs` are what the model's own processor makes of a clip.
+`WRITERS[name](folder)` writes one; `tests.hf_reference` has the model's inputs and answers by transformers.
 """
 
 from __future__ import annotations
