@@ -1,6 +1,6 @@
 """Qwen2-Audio-7B's shape with random weights in bfloat16 against the limits of the machine, in one run.
 
-    python -m benchmarks.gpu --out benchmarks/results/gpu.json      a GPU of 40 GB; five to ten minutes
+    python -m benchmarks.gpu --out benchmarks/results/gpu.json      a GPU of 80 GB; five to ten minutes
     python -m benchmarks.gpu --small                                on a CPU: shows that it runs, no more
 
 decode     a step of the service at batch 1, 8, 32, 64 against the floor: every weight read once, at the

@@ -3,8 +3,9 @@
     python -m benchmarks.salmonn_gpu --mask published-masks/asr_librispeech/checkpoint.pth --out salmonn.json
     python -m benchmarks.salmonn_gpu --small                      a minute on a CPU; shows that it runs
 
-Needs 30 GB of disk for the weights (--folder), and a GPU of 40 GB. Files are dropped from the page cache
-before they are loaded. Random weights take as long as real ones, and end hardly an answer early.
+Needs 30 GB of disk for the weights (--folder), and a GPU of 80 GB: 54 GB are computed for 13B and
+16 clients. Files are dropped from the page cache before they are loaded. Random weights take as long as real
+ones, and end hardly an answer early.
 """
 
 from __future__ import annotations
