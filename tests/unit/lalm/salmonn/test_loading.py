@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from lalm.families.salmonn.parts import open_parts
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
 from tests.salmonn_toy import DATA, MODEL_FILE, head_mask_of, waveform
+
+DOCUMENTED = Path(__file__).parents[4] / "docs" / "salmonn-13b.toml"
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -79,6 +82,14 @@ def test_identity(family: ModelFamily) -> None:
     assert family.max_audio_s == 30.0
     assert family.eos_token_ids == {2}
     assert identify(MODEL_FILE) == identity
+
+
+def test_the_documented_model_file_is_one() -> None:
+    keys = sources.SalmonnFile.parse(ModelFile.load(DOCUMENTED))
+    assert keys.name == "SALMONN-13B"
+    page = DOCUMENTED.with_name("salmonn.md").read_text()
+    shown = next(block for block in page.split("```toml\n")[1:] if block.startswith("family"))
+    assert sources.SalmonnFile.model_validate(tomllib.loads(shown.split("```")[0])) == keys
 
 
 def test_a_model_file_in_json_with_a_name_of_its_own(toy: Path, family: ModelFamily) -> None:
