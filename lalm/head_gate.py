@@ -115,9 +115,13 @@ def input_device(decoder: PreTrainedModel) -> torch.device:
 
     accelerate keeps a parameter that is offloaded to the host or to disk on `meta` until it is used.
     """
-    embed_tokens: Any = decoder.get_input_embeddings()
-    stored: torch.device = embed_tokens.weight.device
-    return torch.device(embed_tokens._hf_hook.execution_device) if stored.type == "meta" else stored
+    return execution_device(decoder.get_input_embeddings())
+
+
+def execution_device(layer: Any) -> torch.device:
+    """Where a layer with weights of its own computes."""
+    stored: torch.device = layer.weight.device
+    return torch.device(layer._hf_hook.execution_device) if stored.type == "meta" else stored
 
 
 def gate_tensor(

@@ -28,6 +28,7 @@ from lalm.families.hf_models import HfModel
 from lalm.families.hf_prompts import ChatTokens
 from lalm.families.prompt_embeds import prompt_embeds
 from lalm.family import AudioFeatures
+from lalm.head_gate import input_device
 from lalm.head_mask import ModelIdentity
 
 MIN_SAMPLES = SAMPLE_RATE_HZ // 10  # a shorter clip gets silence up to 100 ms
@@ -47,13 +48,15 @@ class HfFamily:
         self.audio_input = AudioInput()
         configs = (model.generation_config, model.config, model.config.get_text_config())
         self.eos_token_ids = eos_token_ids(tokens.tokenizer, configs)
+        decoder = {id(weight) for part in (self.decoder, self.lm_head) for weight in part.parameters()}
+        self._encoder_weight = next(weight for weight in model.parameters() if id(weight) not in decoder)
         self._kind = kind
         self._extractor = extractor
         self._tokens = tokens
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return input_device(self.decoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,17 +86,18 @@ class HfFamily:
 
     def _encode(self, clips: Sequence[AudioFeatures]) -> Tensor:
         """[num_audio_tokens of all clips, hidden]; the clips have features of one width."""
-        mel = torch.stack([clip.mel for clip in clips]).to(device=self.device, dtype=self.dtype)
+        device = self._encoder_weight.device
+        mel = torch.stack([clip.mel for clip in clips]).to(device=device, dtype=self.dtype)
         inputs = {"input_features": mel}
         if self._kind.mask_name is not None:
-            num_frames = torch.tensor([clip.num_frames for clip in clips], device=self.device)
-            is_clip = torch.arange(mel.shape[-1], device=self.device) < num_frames[:, None]
+            num_frames = torch.tensor([clip.num_frames for clip in clips], device=device)
+            is_clip = torch.arange(mel.shape[-1], device=device) < num_frames[:, None]
             inputs[self._kind.mask_name] = is_clip.long()
         output = self.model.get_audio_features(**inputs, return_dict=True)  # type: ignore[operator]
         embeds: Tensor = output.pooler_output.flatten(0, -2)
         if len(embeds) != (expected := sum(clip.num_audio_tokens for clip in clips)):
             raise RuntimeError(f"the encoder gave {len(embeds)} audio tokens, not {expected}")
-        return embeds
+        return embeds.to(self.device)
 
     def prompt_segments(self, instruction: str | None, num_audios: int) -> list[list[int]]:
         """See `ModelFamily`; for audio alone it is the chat template's user turn without a text."""

@@ -65,7 +65,11 @@ class Qwen2AudioFamily:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return head_gate.input_device(self.decoder)
+
+    @property
+    def _encoder_device(self) -> torch.device:
+        return head_gate.execution_device(self._encoder.conv1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +100,8 @@ class Qwen2AudioFamily:
     def embed_audio(self, features: Sequence[AudioFeatures]) -> list[Tensor]:
         """See `ModelFamily`. Clips of much the same length share a pass of the encoder."""
         embeds: dict[int, Tensor] = {}
-        for places in _batches([clip.num_frames for clip in features], alone=self.device.type == "cpu"):
+        alone = self._encoder_device.type == "cpu"
+        for places in _batches([clip.num_frames for clip in features], alone=alone):
             of_batch = self._embed_padded([features[place] for place in places])
             embeds.update(zip(places, of_batch, strict=True))
         return [embeds[place] for place in range(len(features))]
@@ -105,7 +110,8 @@ class Qwen2AudioFamily:
         width = max(clip.mel.shape[1] for clip in features)
         mel = torch.stack([F.pad(clip.mel, (0, width - clip.mel.shape[1])) for clip in features])
         num_positions = [_num_positions(clip.num_frames) for clip in features]
-        embeds = self._projector(self._encode(mel.to(device=self.device, dtype=self.dtype), num_positions))
+        mel = mel.to(device=self._encoder_device, dtype=self.dtype)
+        embeds = self._projector(self._encode(mel, num_positions)).to(self.device)
         return [embeds[row, : clip.num_audio_tokens] for row, clip in enumerate(features)]
 
     def _encode(self, mel: Tensor, num_positions: list[int]) -> Tensor:
@@ -116,7 +122,7 @@ class Qwen2AudioFamily:
         """
         encoder, longest = self._encoder, max(num_positions)
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)[:, :longest]
-        hidden = hidden + encoder.embed_positions.weight[:longest]
+        hidden = hidden + encoder.embed_positions(torch.arange(longest, device=hidden.device))
         attention_mask = None
         if min(num_positions) < longest:
             lengths = torch.tensor(num_positions, device=mel.device)

@@ -56,6 +56,35 @@ def test_layers_on_disk_give_the_tokens_of_the_plain_model(checkpoint: Path, pla
     assert tokens(family, requests) == expected
 
 
+@pytest.mark.parametrize(
+    "on_disk",
+    [
+        ["model.audio_tower", "model.multi_modal_projector"],
+        ["model.language_model.embed_tokens", "lm_head"],
+    ],
+)
+def test_any_part_may_be_on_disk(checkpoint: Path, plain: ModelFamily, on_disk: list[str]) -> None:
+    layers, rest = layers_and_rest(plain.model)
+    device_map = {**dict.fromkeys([*layers, *rest], "cpu"), **dict.fromkeys(on_disk, "disk")}
+    family = load_family(checkpoint, device_map=json.dumps(device_map))
+    for name in on_disk:
+        assert all(weight.is_meta for weight in family.model.get_submodule(name).parameters())
+    requests = [make_request(plain, 1.2, make_row(random_mask(plain, 1), n=8), make_row(None, n=6), seed=1)]
+    expected = [[reference(plain, request, row) for row in request.rows] for request in requests]
+    assert tokens(family, requests) == expected
+
+
+def test_encoder_and_decoder_may_be_on_two_devices(checkpoint: Path, plain: ModelFamily) -> None:
+    """No second device is at hand: the decoder is on `meta`, which computes nothing but tells where."""
+    family: Any = load_family(checkpoint)
+    family.decoder.embed_tokens.to("meta")
+    family.decoder.embed_tokens._hf_hook = SimpleNamespace(execution_device="meta")
+    clip = make_request(plain, 1.0, make_row(None)).audio[0]
+    (audio,) = family.embed_audio([clip])
+    assert audio.device.type == family.device.type == "meta"
+    assert family.embed_prompt([audio]).device.type == "meta"
+
+
 @pytest.fixture(scope="module")
 def salmonn() -> ModelFamily:
     return load_family(MODEL_FILE)
