@@ -84,7 +84,7 @@ def draft_of(
 
     encode_text: token ids of a text; that a model spells its answers in this way is likely, not needed.
     """
-    for beginnings in reversed(_beginnings(output) if output is not None else []):
+    for beginnings in reversed(_beginnings(output, max_tokens) if output is not None else []):
         texts = [encode_text(text) for text in beginnings]
         if not all(texts):
             continue
@@ -95,9 +95,9 @@ def draft_of(
     return None
 
 
-def _beginnings(output: OutputSpec) -> list[list[str]]:
+def _beginnings(output: OutputSpec, max_texts: int) -> list[list[str]]:
     """All that answers may begin with: up to the first value, then through one more value with labels each,
-    up to the first value that may be anything, or the end.
+    up to the first value that may be anything, or the end, or more than `max_texts`.
     """
     if output.kind is OutputKind.TEXT:
         return []
@@ -108,7 +108,7 @@ def _beginnings(output: OutputSpec) -> list[list[str]]:
         literals = ["", *(f" {output.separator} " for _ in names[1:]), ""]
     found = [literals[:1]]
     for field_, literal in zip(output.result_fields, literals[1:], strict=True):
-        if field_.labels is None:
+        if field_.labels is None or len(found[-1]) * len(field_.labels) > max_texts:
             break
         values = [_spelled(label, output.kind) + literal for label in field_.labels]
         found.append([text + value for text in found[-1] for value in values])

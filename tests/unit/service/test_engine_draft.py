@@ -113,6 +113,12 @@ def test_a_draft_goes_as_far_as_its_size_allows() -> None:
     assert len(sizes) == 4
 
 
+def test_many_labels_of_many_fields_are_not_all_spelled() -> None:
+    fields = [{"name": f"f{n}", "labels": [f"{k}" for k in range(30)]} for n in range(9)]
+    draft = draft_of(OutputSpec.model_validate({"kind": "json", "fields": fields}), letters)
+    assert draft == Draft.of_texts([letters('{"f0": "')])
+
+
 def test_no_draft_where_it_would_cost_more_than_it_saves() -> None:
     many = OutputSpec.model_validate({"kind": "label", "labels": [f"{n} label" for n in range(20)]})
     assert draft_of(many, letters) is None
