@@ -77,6 +77,23 @@ class Draft:
         return nodes, tokens
 
 
+class Drafts:
+    """`draft_of` by form, each made once: forms come with the head masks, not with the requests."""
+
+    def __init__(self, encode_text: Callable[[str], list[int]]) -> None:
+        self._encode_text = encode_text
+        self._made: dict[tuple[OutputSpec, int], Draft | None] = {}
+
+    def of(self, output: OutputSpec | None, max_tokens: int) -> Draft | None:
+        """How answers of this form begin."""
+        if output is None:
+            return None
+        form = output, max_tokens
+        if form not in self._made:
+            self._made[form] = draft_of(output, self._encode_text, max_tokens)
+        return self._made[form]
+
+
 def draft_of(
     output: OutputSpec | None, encode_text: Callable[[str], list[int]], max_tokens: int = MAX_DRAFT_TOKENS
 ) -> Draft | None:

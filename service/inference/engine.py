@@ -25,6 +25,7 @@ from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask
 from service.inference.audio_cache import AudioCache
 from service.inference.config import EngineConfig, Phase
+from service.inference.draft import Drafts
 from service.inference.exceptions import EngineStoppedError
 from service.inference.ledger import Ledger
 from service.inference.memory import BatchLimit
@@ -62,6 +63,7 @@ class Engine:
         )
         self._ledger = Ledger(self._scheduler, observer, family.decode_tokens)
         self._sequence_ids = itertools.count()
+        self._drafts = Drafts(family.encode_text)
         self._phase = Phase.NEW
         self._failure: BaseException | None = None
         self._expected_head_masks: tuple[HeadMask, ...] = ()
@@ -147,7 +149,9 @@ class Engine:
             ValueError: no audio, no row, or a row that may not generate a token.
         """
         tickets = [
-            open_ticket(request, self.family, self._runner.max_sequence_tokens, self._sequence_ids)
+            open_ticket(
+                request, self.family, self._drafts, self._runner.max_sequence_tokens, self._sequence_ids
+            )
             for request in requests
         ]
         with self._changed:

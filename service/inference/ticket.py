@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lalm.family import ModelFamily
-from service.inference.draft import MAX_DRAFT_TOKENS, MAX_SCORED_TOKENS, draft_of
+from service.inference.draft import MAX_DRAFT_TOKENS, MAX_SCORED_TOKENS, Drafts
 from service.inference.exceptions import InferenceError, PromptTooLongError
 from service.inference.request import EngineRequest, EngineResult
 from service.inference.sequence import Sequence, SequenceState, Times
@@ -61,7 +61,11 @@ class Ticket:
 
 
 def open_ticket(
-    request: EngineRequest, family: ModelFamily, max_sequence_tokens: int, sequence_ids: Iterator[int]
+    request: EngineRequest,
+    family: ModelFamily,
+    drafts: Drafts,
+    max_sequence_tokens: int,
+    sequence_ids: Iterator[int],
 ) -> Ticket:
     """A request as the rows that it will be; called in the event loop that waits for the answer.
 
@@ -93,7 +97,7 @@ def open_ticket(
                 num_prompt_tokens=num_prompt_tokens,
                 max_new_tokens=row.max_new_tokens,
                 times=Times(arrived_s),
-                draft=draft_of(row.output, family.encode_text, max_draft),
+                draft=drafts.of(row.output, max_draft),
                 with_scores=row.with_scores,
             )
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lalm.task import OutputSpec
 from service.inference.chunk import Chunk
-from service.inference.draft import Draft, draft_of
+from service.inference.draft import Draft, Drafts, draft_of
 
 TOKENS = st.integers(0, 3)
 TEXTS = st.lists(st.lists(TOKENS, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -111,6 +111,20 @@ def test_a_draft_goes_as_far_as_its_size_allows() -> None:
     one, two = (len(Draft.of_texts(map(letters, texts))) for texts in ([first], both))
     assert sorted(sizes)[:3] == [0, one, two]
     assert len(sizes) == 4
+
+
+def test_a_form_is_spelled_once() -> None:
+    spelled: list[str] = []
+
+    def counted(text: str) -> list[int]:
+        spelled.append(text)
+        return letters(text)
+
+    drafts, output = Drafts(counted), OutputSpec.model_validate({"kind": "label", "labels": LABELS})
+    for max_tokens in (64, 64, 3, 64):
+        assert drafts.of(output, max_tokens) == draft_of(output, letters, max_tokens)
+    assert [text for text in spelled if text] == LABELS * 2
+    assert drafts.of(None, 64) is None
 
 
 def test_many_labels_of_many_fields_are_not_all_spelled() -> None:
