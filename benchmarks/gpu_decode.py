@@ -11,16 +11,20 @@ from torch import Tensor
 from benchmarks.timing import seconds
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask
+from service.inference.decode_graphs import Capture
 from service.inference.model_runner import ModelRunner, PromptPart
 from service.inference.sequence import Sequence as EngineSequence
 from service.inference.sequence import Times
+
+_WARM_UP_POSITIONS = 64  # more than a second of audio and the markers around it
 
 
 class DecodeBatch:
     """Rows of the service that are prefilled and decode as long as they are told.
 
     head_masks: one a row. prompt_tokens: audio positions of each row. max_steps: decode steps at most.
-    packed: False to compute silenced heads too, where the service would not.
+    packed: False to compute silenced heads too, where the service would not. capture: how its steps are
+    recorded, None to compute each.
     """
 
     def __init__(
@@ -31,10 +35,15 @@ class DecodeBatch:
         max_steps: int,
         *,
         packed: bool = True,
+        capture: Capture | None = None,
     ) -> None:
         markers = sum(map(len, family.prompt_segments(None, 1)))
         length = prompt_tokens + markers
-        self._runner = ModelRunner(family, len(head_masks), length + max_steps + 2, packed=packed)
+        room = max(length + max_steps + 2, _WARM_UP_POSITIONS)
+        self._runner = ModelRunner(family, len(head_masks), room, packed=packed, capture=capture)
+        if capture is not None:
+            self._runner.warm_up()
+        self.is_captured: bool = self._runner.replays_decode_steps
         self._rows = [
             EngineSequence(
                 row, "bench", "bench", head_mask, None, length, max_steps + 1, Times(0.0), slot=row

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
         description="Folder of head mask files, one a task; by default masks/ of the checkpoint's folder, "
         "or masks/<model name> of the repository.",
     )
+    cuda_graphs: bool = Field(
+        True, description="On a GPU: whether decode steps are captured at the start, and replayed."
+    )
     torch_threads: int | None = Field(
         None,
         ge=1,

@@ -6,20 +6,40 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_gate import gate_tensor, gating
 from lalm.head_mask import HeadMask
+from service.inference.decode_graphs import Step
 from service.inference.engine import Engine, EngineConfig, EngineRequest, RowRequest
 from service.inference.observer import EngineObserver, NullObserver
 from service.inference.sequence import Sequence as EngineSequence
 from tests.toy import toy_waveform
 
 TIMEOUT_S = 60.0
+
+
+def capture_by_running_again(step: Step) -> Step:
+    """What a CUDA graph does, without a GPU: the output stays where it is and is computed anew."""
+    output = step()
+
+    def replay() -> Tensor:
+        return output.copy_(step())
+
+    return replay
+
+
+# The ways in which a decoder runs, as limits of an engine.
+FORWARDS: Final[dict[str, dict[str, Any]]] = {
+    "packed": {},
+    "padded": {"packed": False},
+    "replayed": {"packed": False, "capture": capture_by_running_again},
+}
 
 
 class FamilyWith:

@@ -19,6 +19,7 @@ From the outside in:
     chunk.py          what a forward pass takes of a row
     packed.py         the forward pass on a CPU: no padding, no silenced heads
     padded.py         the forward pass of every other decoder and device: padded, under a gate
+    decode_graphs.py  decode steps that are recorded once and replayed, on a GPU
     kv_cache.py       keys and values of the running rows, by slot
     observer.py       what the metrics are told
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from service.inference.decode_graphs import Capture
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -18,6 +20,8 @@ class EngineConfig:
         padding included, and a single longer prompt is let in.
     max_audio_cache_bytes: encoded audio kept for recordings that come again; 0 keeps none.
     packed: False to run the decoder padded even where the packed pass fits.
+    capture: how the decode steps of the padded pass are recorded before the engine is ready, to be replayed
+        (`decode_graphs.py`); None computes each anew.
     """
 
     max_slots: int = 16
@@ -26,6 +30,7 @@ class EngineConfig:
     max_prefill_tokens: int | None = None
     max_audio_cache_bytes: int = 64 * 2**20
     packed: bool = True
+    capture: Capture | None = None
 
 
 class Phase(Enum):

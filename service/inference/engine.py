@@ -55,7 +55,13 @@ class Engine:
     def __init__(self, family: ModelFamily, config: EngineConfig, observer: EngineObserver) -> None:
         self.family = family
         self._observer = observer
-        self._runner = ModelRunner(family, config.max_slots, config.max_sequence_tokens, packed=config.packed)
+        self._runner = ModelRunner(
+            family,
+            config.max_slots,
+            config.max_sequence_tokens,
+            packed=config.packed,
+            capture=config.capture,
+        )
         in_parts = self._runner.takes_parts
         max_prefill_tokens = config.max_prefill_tokens or (256 if in_parts else 4096)
         self._scheduler = Scheduler(

@@ -19,6 +19,7 @@ from lalm.audio import SAMPLE_RATE_HZ
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk, ForwardPass
+from service.inference.decode_graphs import Capture, DecodeGraphs
 from service.inference.kv_cache import KvCache
 from service.inference.label_scores import label_scores
 from service.inference.packed import PackedPass
@@ -55,37 +56,53 @@ class ModelRunner:
 
     max_sequence_tokens: prompt and answer of one row; less if the decoder has fewer positions.
     packed: False to run padded even where the packed pass fits.
+    capture: how the padded pass's decode steps are recorded at warm-up; None computes each anew.
 
     Raises:
         ValueError: the decoder has layers that its attention mask does not fit.
     """
 
     def __init__(
-        self, family: ModelFamily, max_slots: int, max_sequence_tokens: int, *, packed: bool = True
+        self,
+        family: ModelFamily,
+        max_slots: int,
+        max_sequence_tokens: int,
+        *,
+        packed: bool = True,
+        capture: Capture | None = None,
     ) -> None:
         self._family = family
         self._max_slots = max_slots
         self.eos_token_ids: frozenset[int] = family.eos_token_ids
-        num_positions = getattr(family.decoder.config, "max_position_embeddings", max_sequence_tokens)
-        self.max_sequence_tokens: int = min(max_sequence_tokens, num_positions)
-        self._cache = KvCache(family.identity.num_layers, max_slots, self.max_sequence_tokens)
-        self._pass: ForwardPass
         self.packed: bool = packed and can_pack(family)
+        self._capture = None if self.packed else capture
+        num_spare = 0 if self._capture is None else 1  # see `decode_graphs.py`
+        num_positions = getattr(family.decoder.config, "max_position_embeddings", max_sequence_tokens + 1)
+        self._num_positions = min(max_sequence_tokens + num_spare, num_positions)
+        self.max_sequence_tokens: int = self._num_positions - num_spare
+        self._cache = KvCache(family.identity.num_layers, max_slots, self._num_positions)
+        self._pass: ForwardPass
+        self._graphs: DecodeGraphs | None = None
         if self.packed:
             self._pass = PackedPass(family.decoder, self._cache, self.max_sequence_tokens)
         else:
             self._pass = PaddedPass(family, self._cache, max_slots)
         self.takes_parts: bool = self._pass.takes_parts
 
+    @property
+    def replays_decode_steps(self) -> bool:
+        """Whether decode steps were captured at warm-up."""
+        return self._graphs is not None
+
     @torch.inference_mode()
     def warm_up(self, head_masks: Iterable[HeadMask] = ()) -> None:
         """One second of silence through every stage; on a GPU, all the memory the cache may need is taken.
 
-        head_masks: those that most rows will come with.
+        Decode steps are captured behind it. head_masks: those that most rows will come with.
         """
         self._pass.prepare(list(head_masks))
-        if self._family.device.type == "cuda":
-            self._cache.reserve(self._max_slots, self.max_sequence_tokens)
+        if self._family.device.type == "cuda" or self._capture is not None:
+            self._cache.reserve(self._max_slots, self._num_positions)
         features = self._family.features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))
         audio = self.encode([features])
         num_tokens = sum(map(len, self._family.prompt_segments(None, 1))) + features.num_audio_tokens
@@ -94,6 +111,12 @@ class ModelRunner:
         sequence.num_prefilled = num_tokens
         sequence.output_ids += first.tokens
         self.decode([sequence])
+        if self._capture is not None and isinstance(self._pass, PaddedPass):
+            self._cache.clear(0)
+            graphs = DecodeGraphs(
+                self._pass, self._next_tokens, self._max_slots, self._num_positions, self._family.device
+            )
+            self._graphs = graphs if graphs.record(self._capture) else None
 
     @torch.inference_mode()
     def encode(self, clips: list[AudioFeatures]) -> list[Tensor]:
@@ -121,7 +144,7 @@ class ModelRunner:
         if not len(hidden):
             return [FirstTokens([]) for _ in parts]
         logits = self._family.lm_head(hidden)
-        likeliest = iter(self._greedy(logits))
+        likeliest = iter(_finite(greedy(logits).tolist()))
         of_row = torch.split(logits, [chunk.num_outputs for chunk in chunks])
         return [
             self._first_tokens(sequence, chunk, list(islice(likeliest, chunk.num_outputs)), own)
@@ -175,8 +198,10 @@ class ModelRunner:
             )
             for sequence in sequences
         ]
-        hidden = self._pass.decode([sequence.output_ids[-1] for sequence in sequences], chunks)
-        return self._greedy(self._family.lm_head(hidden))
+        latest = [sequence.output_ids[-1] for sequence in sequences]
+        if self._graphs is not None:
+            return _finite(self._graphs.decode(latest, chunks))
+        return _finite(self._next_tokens(self._pass.decode(latest, chunks)).tolist())
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
@@ -191,16 +216,36 @@ class ModelRunner:
 
     def rest(self) -> None:
         """Nothing is running: on a CPU, memory that a busy time needed is given back."""
-        if self._family.device.type != "cuda" and self._cache.num_bytes > _IDLE_CACHE_BYTES:
+        if (
+            self._family.device.type != "cuda"
+            and self._graphs is None
+            and self._cache.num_bytes > _IDLE_CACHE_BYTES
+        ):
             self._cache.release()
 
-    def _greedy(self, logits: Tensor) -> list[int]:
-        """The likeliest token of each row of [batch, vocab_size]; the only transfer to the host of a step."""
-        ids: list[int] = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1).tolist()
-        if min(ids) < 0:
-            rows = [row for row, token in enumerate(ids) if token < 0]
-            raise FloatingPointError(f"the logits of rows {rows} of {len(ids)} are not finite")
-        return ids
+    def _next_tokens(self, hidden: Tensor) -> Tensor:
+        """The likeliest token of each row of [batch, hidden]: see `greedy`."""
+        return greedy(self._family.lm_head(hidden))
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The likeliest token of each row of [batch, vocab_size], -1 where logits are not finite: int64 [batch].
+
+    Its transfer to the host is the only one of a step.
+    """
+    return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
+
+
+def _finite(ids: list[int]) -> list[int]:
+    """The tokens themselves.
+
+    Raises:
+        FloatingPointError: one of them is none.
+    """
+    if min(ids) < 0:
+        rows = [row for row, token in enumerate(ids) if token < 0]
+        raise FloatingPointError(f"the logits of rows {rows} of {len(ids)} are not finite")
+    return ids
 
 
 def _slot(sequence: Sequence) -> int:

@@ -78,10 +78,20 @@ class PaddedPass:
         latest, positions, index = torch.tensor(
             [input_ids, [chunk.start for chunk in chunks], slots], device=self._family.device
         )
-        rows, num_keys = select_rows(slots, index), max(chunk.stop for chunk in chunks)
-        cache = self._cache.decode(index, rows, positions, num_keys)
+        num_keys = max(chunk.stop for chunk in chunks)
+        return self.decode_rows(latest, positions, index, select_rows(slots, index), num_keys)
+
+    def decode_rows(
+        self, latest: Tensor, positions: Tensor, slots: Tensor, rows: slice | Tensor, num_keys: int
+    ) -> Tensor:
+        """The part of `decode` that is the device's alone: it copies nothing from the host or to it.
+
+        latest: int [batch], the tokens that are added. positions, slots, rows and num_keys: see
+        `KvCache.decode`. Returns the last hidden states [batch, hidden].
+        """
+        cache = self._cache.decode(slots, rows, positions, num_keys)
         positions = positions[:, None]
-        visible = torch.arange(num_keys, device=self._family.device) <= positions[:, None, :, None]
+        visible = torch.arange(num_keys, device=positions.device) <= positions[:, None, :, None]
         hidden = self._forward(positions, visible, self._gates[:, rows], cache, input_ids=latest[:, None])
         return hidden[:, -1]
 

@@ -15,6 +15,7 @@ from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask
 from service.inference.engine import EngineRequest, RowRequest
 from tests.engine_support import (
+    FORWARDS,
     FamilyWith,
     Leash,
     make_request,
@@ -45,7 +46,7 @@ def answers_alone(family: ModelFamily, requests: list[EngineRequest]) -> list[li
 
 
 def answers_staggered(
-    family: ModelFamily, requests: list[EngineRequest], max_slots: int = 16, *, packed: bool = True
+    family: ModelFamily, requests: list[EngineRequest], max_slots: int = 16, forward: str = "packed"
 ) -> tuple[list[list[list[int]]], Leash]:
     """The same, each request two decode steps after the one before."""
     leash = Leash()
@@ -58,7 +59,7 @@ def answers_staggered(
         leash.let_go()
         return [[row.token_ids for row in (await answer).rows] for answer in answers]
 
-    with running_engine(family, leash, max_slots=max_slots, packed=packed) as engine:
+    with running_engine(family, leash, max_slots=max_slots, **FORWARDS[forward]) as engine:
         return asyncio.run(ask_all()), leash
 
 
@@ -97,14 +98,15 @@ def sliding_family(tmp_path_factory: pytest.TempPathFactory) -> ModelFamily:
     return family
 
 
-@pytest.mark.parametrize(("max_slots", "packed"), [(16, True), (3, True), (16, False), (3, False)])
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("max_slots", [16, 3])
 def test_a_mixed_batch_gives_the_tokens_of_each_alone_and_of_generate(
-    toy_family: ModelFamily, max_slots: int, packed: bool
+    toy_family: ModelFamily, max_slots: int, forward: str
 ) -> None:
     requests = mixed_requests(toy_family)
     expected = [[reference(toy_family, request, row) for row in request.rows] for request in requests]
 
-    together, leash = answers_staggered(toy_family, requests, max_slots, packed=packed)
+    together, leash = answers_staggered(toy_family, requests, max_slots, forward)
 
     assert together == expected
     assert answers_alone(toy_family, requests) == expected
@@ -231,8 +233,8 @@ def test_grouped_and_plain_attention_heads(tmp_path: Path) -> None:
             make_request(family, 1.0 + seed, make_row(mask), seed=seed) for seed, mask in enumerate(masks)
         ]
         expected = [[reference(family, request, request.rows[0])] for request in requests]
-        for packed in (True, False):
-            assert answers_staggered(family, requests, packed=packed)[0] == expected
+        for forward in FORWARDS:
+            assert answers_staggered(family, requests, forward=forward)[0] == expected
 
 
 def test_a_recording_that_comes_again_is_not_encoded_again(toy_family: ModelFamily) -> None:

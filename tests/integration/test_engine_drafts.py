@@ -13,6 +13,7 @@ from lalm.head_gate import gate_tensor
 from lalm.task import OutputSpec
 from service.inference.engine import EngineRequest, RowResult
 from tests.engine_support import (
+    FORWARDS,
     FamilyWith,
     Leash,
     make_request,
@@ -24,13 +25,13 @@ from tests.engine_support import (
 
 LABELS = ["first", "second", "third"]
 OUTPUT = OutputSpec.model_validate({"kind": "label", "labels": LABELS})
-PACKED_AND_PADDED = pytest.mark.parametrize("packed", [True, False])
+HOWEVER_IT_RUNS = pytest.mark.parametrize("forward", FORWARDS)
 
 
-def ask(family: object, request: EngineRequest, *, packed: bool) -> tuple[list[RowResult], int]:
+def ask(family: object, request: EngineRequest, forward: str = "packed") -> tuple[list[RowResult], int]:
     leash = Leash()
     leash.let_go()
-    with running_engine(family, leash, packed=packed) as engine:
+    with running_engine(family, leash, **FORWARDS[forward]) as engine:
         rows = asyncio.run(engine.submit(request)).rows
     return rows, len(leash.decoded)
 
@@ -47,40 +48,40 @@ def request_and_tokens(toy_family: ModelFamily) -> tuple[EngineRequest, list[int
     return request, reference(toy_family, request, row)
 
 
-@PACKED_AND_PADDED
+@HOWEVER_IT_RUNS
 @pytest.mark.parametrize("num_right", [0, 1, 2, 5, 11, 12])
 def test_an_answer_is_the_same_however_far_a_guess_is_right(
-    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], num_right: int, packed: bool
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], num_right: int, forward: str
 ) -> None:
     request, tokens = request_and_tokens
     wrong = next(token for token in range(100) if token not in tokens)
     guess = [*tokens[:num_right], *([wrong] * 2)]
     # The right one is not the first of the tree, so that its keys and values have to be moved.
     family = guessing(toy_family, [wrong, *tokens[:3]], guess, [*tokens[:1], wrong, wrong])
-    ((answer,), num_steps) = ask(family, request, packed=packed)
+    ((answer,), num_steps) = ask(family, request, forward)
     assert answer.token_ids == tokens
     assert num_steps == max(0, 11 - max(num_right, 1))
 
 
-@PACKED_AND_PADDED
+@HOWEVER_IT_RUNS
 def test_a_label_takes_no_decode_step(
-    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], packed: bool
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], forward: str
 ) -> None:
     request, tokens = request_and_tokens
     end = tokens.index(next(token for token in tokens[2:] if token not in tokens[:2]))
     family = guessing(toy_family, [0], tokens[:end], [0, 1])
     family.eos_token_ids = frozenset({tokens[end]})
-    ((answer,), num_steps) = ask(family, request, packed=packed)
+    ((answer,), num_steps) = ask(family, request, forward)
     assert (answer.token_ids, answer.finish_reason, num_steps) == (tokens[:end], "stop", 0)
 
 
-@PACKED_AND_PADDED
+@HOWEVER_IT_RUNS
 def test_scores_are_the_probabilities_of_the_labels(
-    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], packed: bool
+    toy_family: ModelFamily, request_and_tokens: tuple[EngineRequest, list[int]], forward: str
 ) -> None:
     request, tokens = request_and_tokens
     spellings = [tokens[:2], [*tokens[:1], 7, 8], [9]]
-    ((answer,), _) = ask(guessing(toy_family, *spellings), request, packed=packed)
+    ((answer,), _) = ask(guessing(toy_family, *spellings), request, forward)
 
     (row,) = request.rows
     gate = gate_tensor([row.head_mask], toy_family.identity.num_layers, toy_family.identity.num_heads)
@@ -109,7 +110,7 @@ def test_scores_are_there_only_if_asked_for(
     family = guessing(toy_family, tokens[:2], [7], [8])
     for change in ({"with_scores": False}, {"output": None}):
         rows = [dataclasses.replace(row, **change) for row in request.rows]
-        ((answer,), _) = ask(family, EngineRequest("unasked", request.audio, rows), packed=True)
+        ((answer,), _) = ask(family, EngineRequest("unasked", request.audio, rows))
         assert (answer.token_ids, answer.scores) == (tokens, None)
 
 

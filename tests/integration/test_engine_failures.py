@@ -15,6 +15,7 @@ import torch
 from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk
+from service.inference.decode_graphs import DecodeGraphs
 from service.inference.engine import Engine, EngineConfig, EngineRequest, EngineResult
 from service.inference.exceptions import (
     EngineStoppedError,
@@ -26,6 +27,7 @@ from service.inference.observer import NullObserver
 from service.inference.packed import PackedPass
 from service.inference.padded import PaddedPass
 from tests.engine_support import (
+    FORWARDS,
     FamilyWith,
     Leash,
     make_request,
@@ -39,10 +41,10 @@ from tests.engine_support import (
 
 @contextmanager
 def decode_fails_under(head_mask: HeadMask) -> Iterator[None]:
-    """Every decode step with a row under this mask raises, packed or padded; prefills do not."""
+    """Every decode step with a row under this mask raises, however it runs; prefills do not."""
 
-    def refusing(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def refuse(self: Any, input_ids: Sequence[int], chunks: Sequence[Chunk]) -> torch.Tensor:
+    def refusing(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(self: Any, input_ids: Sequence[int], chunks: Sequence[Chunk]) -> Any:
             if any(chunk.head_mask == head_mask for chunk in chunks):
                 raise RuntimeError("secret internals")
             return decode(self, input_ids, chunks)
@@ -52,6 +54,7 @@ def decode_fails_under(head_mask: HeadMask) -> Iterator[None]:
     with (
         patch.object(PackedPass, "decode", refusing(PackedPass.decode)),
         patch.object(PaddedPass, "decode", refusing(PaddedPass.decode)),
+        patch.object(DecodeGraphs, "decode", refusing(DecodeGraphs.decode)),
     ):
         yield
 
@@ -102,20 +105,20 @@ def test_audio_that_breaks_the_encoder_fails_alone(toy_family: ModelFamily) -> N
     assert "secret" not in str(failure)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_prompt_that_breaks_the_prefill_fails_alone(toy_family: ModelFamily, packed: bool) -> None:
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_prompt_that_breaks_the_prefill_fails_alone(toy_family: ModelFamily, forward: str) -> None:
     wrong_shape = HeadMask.ones(1, 1)
-    with running_engine(toy_family, packed=packed) as engine:
+    with running_engine(toy_family, **FORWARDS[forward]) as engine:
         failure = check_only_the_second_fails(
             engine, toy_family, make_request(toy_family, 1.0, make_row(wrong_shape))
         )
     assert isinstance(failure.__cause__, ValueError)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_row_that_breaks_the_decode_step_fails_alone(toy_family: ModelFamily, packed: bool) -> None:
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_row_that_breaks_the_decode_step_fails_alone(toy_family: ModelFamily, forward: str) -> None:
     marked = random_mask(toy_family, 99, num_active=5)
-    with decode_fails_under(marked), running_engine(toy_family, packed=packed) as engine:
+    with decode_fails_under(marked), running_engine(toy_family, **FORWARDS[forward]) as engine:
         failure = check_only_the_second_fails(
             engine, toy_family, make_request(toy_family, 1.0, make_row(marked))
         )
@@ -135,9 +138,9 @@ def test_an_answer_that_cannot_be_decoded_fails_alone(toy_family: ModelFamily) -
         check_only_the_second_fails(engine, toy_family, bad)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("forward", FORWARDS)
 def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(
-    toy_family: ModelFamily, packed: bool
+    toy_family: ModelFamily, forward: str
 ) -> None:
     long = make_request(toy_family, 6.0, make_row(random_mask(toy_family, 1), n=40), seed=1)
     bad = make_request(toy_family, 5.0, make_row(None), seed=2)
@@ -167,7 +170,7 @@ def test_what_is_not_finite_fails_alone_and_leaves_nothing_in_its_slot(
         return [await running, await follower]
 
     family = FamilyWith(toy_family, lm_head=lm_head)
-    with running_engine(family, leash, max_slots=2, packed=packed) as engine:
+    with running_engine(family, leash, max_slots=2, **FORWARDS[forward]) as engine:
         answers = asyncio.run(ask(engine))
     for request, answer in zip((long, short), answers, strict=True):
         assert answer.rows[0].token_ids == reference(toy_family, request, request.rows[0])
@@ -240,8 +243,9 @@ def test_an_event_loop_that_has_gone_takes_nothing_along(toy_family: ModelFamily
         assert (engine.num_waiting, engine.num_running) == (0, 0)
 
 
-@pytest.mark.parametrize(("seed", "packed"), [(0, True), (1, True), (2, False), (3, False)])
-def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int, packed: bool) -> None:
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int, forward: str) -> None:
     rng = np.random.default_rng(seed)
     marked, leash = random_mask(toy_family, 99, num_active=5), Leash()
     leash.let_go()
@@ -283,7 +287,7 @@ def test_no_slot_is_lost_over_a_random_life(toy_family: ModelFamily, seed: int, 
 
     with (
         decode_fails_under(marked),
-        running_engine(toy_family, leash, max_slots=3, packed=packed) as engine,
+        running_engine(toy_family, leash, max_slots=3, **FORWARDS[forward]) as engine,
     ):
         asyncio.run(live(engine))
         assert engine.drain(60.0)

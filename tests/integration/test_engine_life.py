@@ -13,18 +13,19 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from lalm.family import ModelFamily
 from service.inference.chunk import Chunk
+from service.inference.decode_graphs import DecodeGraphs
 from service.inference.engine import EngineRequest, EngineResult
 from service.inference.exceptions import QueueFullError, SequenceFailedError
 from service.inference.packed import PackedPass
 from service.inference.padded import PaddedPass
 from tests.engine_support import (
+    FORWARDS,
     Leash,
     make_request,
     make_row,
@@ -38,8 +39,8 @@ MAX_SLOTS, MAX_WAITING = 3, 4
 MARKED = 99  # the seed of the head mask under which a decode step raises
 
 
-def refusing(decode: Callable[..., torch.Tensor], marked: Any) -> Callable[..., torch.Tensor]:
-    def refuse(self: Any, input_ids: list[int], chunks: list[Chunk]) -> torch.Tensor:
+def refusing(decode: Callable[..., Any], marked: Any) -> Callable[..., Any]:
+    def refuse(self: Any, input_ids: list[int], chunks: list[Chunk]) -> Any:
         if any(chunk.head_mask == marked for chunk in chunks):
             raise RuntimeError("refused")
         return decode(self, input_ids, chunks)
@@ -71,17 +72,17 @@ class EngineMachine(RuleBasedStateMachine):
     family: ModelFamily
     requests: Requests
 
-    @initialize(packed=st.booleans(), max_prefill_tokens=st.sampled_from([9, 40, 400]))
-    def start(self, packed: bool, max_prefill_tokens: int) -> None:
+    @initialize(forward=st.sampled_from(sorted(FORWARDS)), max_prefill_tokens=st.sampled_from([9, 40, 400]))
+    def start(self, forward: str, max_prefill_tokens: int) -> None:
         marked = random_mask(self.family, MARKED, num_active=5)
         self.loop, self.leash, self.stack = asyncio.new_event_loop(), Leash(), ExitStack()
-        for forward in (PackedPass, PaddedPass):
-            self.stack.enter_context(patch.object(forward, "decode", refusing(forward.decode, marked)))
+        for decoder in (PackedPass, PaddedPass, DecodeGraphs):
+            self.stack.enter_context(patch.object(decoder, "decode", refusing(decoder.decode, marked)))
         self.engine = self.stack.enter_context(
             running_engine(
                 self.family,
                 self.leash,
-                packed=packed,
+                **FORWARDS[forward],
                 max_slots=MAX_SLOTS,
                 max_waiting=MAX_WAITING,
                 max_prefill_tokens=max_prefill_tokens,

@@ -12,6 +12,8 @@ from benchmarks.gpu_training import training_step
 from benchmarks.random_qwen2_audio import SMALL, random_family
 from benchmarks.timing import interleaved
 from lalm.family import ModelFamily
+from service.inference.decode_graphs import Capture
+from tests.engine_support import capture_by_running_again
 from training.generation import generate
 
 
@@ -32,7 +34,7 @@ def test_the_small_run_measures_every_part_and_ends_with_its_table(
     assert figures["training"]["step_ms"] > 0
     lines = capsys.readouterr().out.strip().splitlines()
     rows = lines[lines.index("| what | figure | against | ratio |") + 2 :]
-    assert len(rows) == 2 + 2 * 2 + 3 + 1 + 1
+    assert len(rows) == 2 + 3 * 2 + 3 + 1 + 1
     assert all(row.startswith("|") for row in rows)
 
 
@@ -41,10 +43,16 @@ def test_the_weights_of_a_step_are_all_but_the_embeddings(family: ModelFamily) -
     assert weight_bytes_per_step(family) == 4 * (2 * layer + 128 + 128 * 1000)
 
 
-def test_the_measured_steps_are_real_answers(family: ModelFamily) -> None:
+@pytest.mark.parametrize(
+    ("packed", "capture"), [(True, None), (False, None), (False, capture_by_running_again)]
+)
+def test_the_measured_steps_are_real_answers(
+    family: ModelFamily, packed: bool, capture: Capture | None
+) -> None:
     """What is timed gives the tokens of plain generate."""
     masks = [gpu.random_mask(family, 0), None, gpu.random_mask(family, 1)]
-    decode = DecodeBatch(family, masks, prompt_tokens=9, max_steps=6)
+    decode = DecodeBatch(family, masks, prompt_tokens=9, max_steps=6, packed=packed, capture=capture)
+    assert decode.is_captured is (capture is not None)
     decode.steps(5)
     for row, head_mask in zip(decode._rows, masks, strict=True):
         prompt = family.embed_prompt([random_embeddings(family, 9, row.id)])
