@@ -59,8 +59,8 @@ class DecodeBatch:
     def steps(self, count: int) -> None:
         """Decode `count` tokens of every row."""
         for _ in range(count):
-            for row, token in zip(self._rows, self._runner.decode(self._rows), strict=True):
-                row.output_ids.append(token)
+            for row, tokens in zip(self._rows, self._runner.decode(self._rows), strict=True):
+                row.output_ids += tokens
 
 
 def generate_step_s(family: ModelFamily, batch: int, prompt_tokens: int, steps: int, rounds: int) -> float:

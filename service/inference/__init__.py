@@ -15,7 +15,8 @@ From the outside in:
     encoding.py       each clip is encoded once
     audio_cache.py    and not again when it comes again
     model_runner.py   encode, prefill, decode
-    draft.py          answers guessed before they are generated
+    draft.py          parts of answers guessed before they are generated
+    greedy.py         the choice of the next token
     chunk.py          what a forward pass takes of a row
     packed.py         the forward pass on a CPU: no padding, no silenced heads
     padded.py         the forward pass of every other decoder and device: padded, under a gate

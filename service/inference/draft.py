@@ -8,6 +8,9 @@ the likeliest token is in the tree. What comes out is what generating token by t
 costs a few positions of one pass. A label that ends the answer needs no decode step at all, and the
 probability of every label is known.
 
+What is fixed in the middle of an answer is guessed too, once its first token is there: behind `",` comes
+` "gender": "`, a gender, and the end.
+
 Source: speculative decoding with greedy verification (Leviathan et al., arXiv 2211.17192) over a token tree
 (SpecInfer, arXiv 2305.09781).
 """
@@ -24,6 +27,8 @@ from lalm.task import OutputKind, OutputSpec
 # A larger tree would cost more than it saves; if scores are asked for, there is no other way to them.
 MAX_DRAFT_TOKENS = 64
 MAX_SCORED_TOKENS = 1024
+MAX_CONTINUATION_TOKENS = 24
+MIN_CONTINUATION_DEPTH = 3  # a step with a draft takes as long as two without
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,34 @@ class Draft:
         return nodes, tokens
 
 
+@dataclass(frozen=True)
+class AnswerDrafts:
+    """What is known of the answers of a form.
+
+    beginning: how they begin. continuations: by a token that follows a value that may be anything, what comes
+    behind it.
+    """
+
+    beginning: Draft | None = None
+    continuations: Mapping[int, Draft] = field(default_factory=dict)
+
+
 class Drafts:
-    """`draft_of` by form, each made once: forms come with the head masks, not with the requests."""
+    """The drafts of forms, each made once: forms come with the head masks, not with the requests."""
 
     def __init__(self, encode_text: Callable[[str], list[int]]) -> None:
         self._encode_text = encode_text
-        self._made: dict[tuple[OutputSpec, int], Draft | None] = {}
+        self._made: dict[tuple[OutputSpec, int], AnswerDrafts] = {}
 
-    def of(self, output: OutputSpec | None, max_tokens: int) -> Draft | None:
-        """How answers of this form begin."""
+    def of(self, output: OutputSpec | None, max_tokens: int) -> AnswerDrafts:
+        """What is known of answers of this form; no beginning of more than `max_tokens`."""
         if output is None:
-            return None
+            return AnswerDrafts()
         form = output, max_tokens
         if form not in self._made:
-            self._made[form] = draft_of(output, self._encode_text, max_tokens)
+            self._made[form] = AnswerDrafts(
+                draft_of(output, self._encode_text, max_tokens), continuations_of(output, self._encode_text)
+            )
         return self._made[form]
 
 
@@ -101,7 +120,7 @@ def draft_of(
 
     encode_text: token ids of a text; that a model spells its answers in this way is likely, not needed.
     """
-    for beginnings in reversed(_beginnings(output, max_tokens) if output is not None else []):
+    for beginnings in reversed(_known(output, 0, max_tokens) if output is not None else []):
         texts = [encode_text(text) for text in beginnings]
         if not all(texts):
             continue
@@ -112,9 +131,32 @@ def draft_of(
     return None
 
 
-def _beginnings(output: OutputSpec, max_texts: int) -> list[list[str]]:
-    """All that answers may begin with: up to the first value, then through one more value with labels each,
-    up to the first value that may be anything, or the end, or more than `max_texts`.
+def continuations_of(
+    output: OutputSpec, encode_text: Callable[[str], list[int]], max_tokens: int = MAX_CONTINUATION_TOKENS
+) -> dict[int, Draft]:
+    """What follows the values that may be anything, by the first of its tokens, as far as `draft_of` goes."""
+    if output.kind is OutputKind.LABEL:
+        return {}
+    by_first: dict[int, list[list[int]]] = {}
+    for number, field_ in enumerate(output.result_fields, start=1):
+        if field_.labels is not None:
+            continue
+        for texts in reversed(_known(output, number, max_tokens)):
+            spelled = [encode_text(text) for text in texts]
+            if sum(map(len, spelled)) <= max_tokens:  # and the tree of them has no more
+                for first, *rest in filter(None, spelled):
+                    by_first.setdefault(first, []).append(rest)
+                break
+    return {
+        first: Draft.of_texts(filter(None, texts))
+        for first, texts in by_first.items()
+        if max(map(len, texts)) >= MIN_CONTINUATION_DEPTH
+    }
+
+
+def _known(output: OutputSpec, start: int, max_texts: int) -> list[list[str]]:
+    """All that may stand before the field of index `start`: up to its value, then through one more value with
+    labels each, up to the first value that may be anything, or the end, or more than `max_texts`.
     """
     if output.kind is OutputKind.TEXT:
         return []
@@ -123,8 +165,8 @@ def _beginnings(output: OutputSpec, max_texts: int) -> list[list[str]]:
         literals = ['{"' + names[0] + '": "', *(f'", "{name}": "' for name in names[1:]), '"}']
     else:
         literals = ["", *(f" {output.separator} " for _ in names[1:]), ""]
-    found = [literals[:1]]
-    for field_, literal in zip(output.result_fields, literals[1:], strict=True):
+    found = [literals[start : start + 1]]
+    for field_, literal in zip(output.result_fields[start:], literals[start + 1 :], strict=True):
         if field_.labels is None or len(found[-1]) * len(field_.labels) > max_texts:
             break
         values = [_spelled(label, output.kind) + literal for label in field_.labels]

@@ -20,6 +20,8 @@ from lalm.family import AudioFeatures, ModelFamily
 from lalm.head_mask import HeadMask
 from service.inference.chunk import Chunk, ForwardPass
 from service.inference.decode_graphs import Capture, DecodeGraphs
+from service.inference.draft import Draft
+from service.inference.greedy import finite, greedy
 from service.inference.kv_cache import KvCache
 from service.inference.label_scores import label_scores
 from service.inference.packed import PackedPass
@@ -27,6 +29,7 @@ from service.inference.packed_check import can_pack
 from service.inference.padded import PaddedPass
 from service.inference.sequence import Sequence, Times
 
+_NO_DRAFT = Draft((), ())
 # Between requests the cache may keep this much memory on a CPU.
 _IDLE_CACHE_BYTES = 256 * 2**20
 
@@ -138,13 +141,16 @@ class ModelRunner:
         sequences = [part.sequence for part in parts]
         self._cache.reserve(
             max(chunk.slot for chunk in chunks) + 1,
-            max(row.num_prompt_tokens + max(row.max_new_tokens, len(row.draft or ())) for row in sequences),
+            max(
+                row.num_prompt_tokens + max(row.max_new_tokens, len(row.drafts.beginning or ()))
+                for row in sequences
+            ),
         )
         hidden = self._pass.prefill(inputs, chunks)
         if not len(hidden):
             return [FirstTokens([]) for _ in parts]
         logits = self._family.lm_head(hidden)
-        likeliest = iter(_finite(greedy(logits).tolist()))
+        likeliest = iter(finite(greedy(logits).tolist()))
         of_row = torch.split(logits, [chunk.num_outputs for chunk in chunks])
         return [
             self._first_tokens(sequence, chunk, list(islice(likeliest, chunk.num_outputs)), own)
@@ -158,50 +164,81 @@ class ModelRunner:
         inputs = self._family.embed_prompt(part.audio, sequence.instruction)[start:stop]
         if stop < sequence.num_prompt_tokens:
             return inputs, Chunk(_slot(sequence), start, len(inputs), sequence.head_mask, num_outputs=0)
-        draft = sequence.draft if self._pass.takes_trees else None
+        draft = sequence.drafts.beginning if self._pass.takes_trees else None
         if draft is None:
             return inputs, Chunk(_slot(sequence), start, len(inputs), sequence.head_mask)
-        embed_tokens = self._family.decoder.get_input_embeddings()
-        inputs = torch.cat([inputs, embed_tokens(torch.tensor(draft.tokens, device=inputs.device))])
-        chunk = Chunk(
-            _slot(sequence), start, len(inputs), sequence.head_mask, 1 + len(draft), tuple(draft.parents)
-        )
-        return inputs, chunk
+        inputs = torch.cat([inputs, self._embed(draft.tokens)])
+        return inputs, _drafted(sequence, start, len(inputs), draft)
 
     def _first_tokens(
         self, sequence: Sequence, chunk: Chunk, likeliest: list[int], logits: Tensor
     ) -> FirstTokens:
-        """What the outputs of a chunk say; accepted tokens of the draft stay in the cache as if decoded."""
-        if not chunk.parents or sequence.draft is None:
+        """What the outputs of a chunk say."""
+        draft = sequence.drafts.beginning
+        if not chunk.parents or draft is None:
             return FirstTokens(likeliest)
-        nodes, tokens = sequence.draft.accept(likeliest)
-        if nodes != list(range(len(nodes))):
-            behind_prompt = sequence.num_prompt_tokens
-            self._cache.move(chunk.slot, [behind_prompt + node for node in nodes], behind_prompt)
-        if not sequence.with_scores or not sequence.draft.labels:
+        tokens = self._accepted(draft, likeliest, chunk.slot, sequence.num_prompt_tokens)
+        if not sequence.with_scores or not draft.labels:
             return FirstTokens(tokens)
-        return FirstTokens(tokens, label_scores(sequence.draft, logits, self.eos_token_ids))
+        return FirstTokens(tokens, label_scores(draft, logits, self.eos_token_ids))
+
+    def _accepted(self, draft: Draft, likeliest: list[int], slot: int, start: int) -> list[int]:
+        """The tokens that a draft at `start` of a slot gives; those of it stay there as if decoded."""
+        nodes, tokens = draft.accept(likeliest)
+        if nodes != list(range(len(nodes))):
+            self._cache.move(slot, [start + node for node in nodes], start)
+        return tokens
 
     @torch.inference_mode()
-    def decode(self, sequences: list[Sequence]) -> list[int]:
-        """The next token of each running sequence, given in the order of their slots.
+    def decode(self, sequences: list[Sequence]) -> list[list[int]]:
+        """The next tokens of each running sequence, given in the order of their slots: one, or, where a
+        continuation was guessed, more.
 
         Raises:
             FloatingPointError: the logits of a row are not finite.
         """
-        chunks = [
-            Chunk(
-                _slot(sequence),
-                sequence.num_prompt_tokens + len(sequence.output_ids) - 1,
-                1,
-                sequence.head_mask,
-            )
-            for sequence in sequences
-        ]
-        latest = [sequence.output_ids[-1] for sequence in sequences]
+        drafts = [self._continuation(sequence) for sequence in sequences]
+        if any(drafts):
+            return self._decode_drafts(sequences, drafts)
+        chunks = [Chunk(_slot(row), row.next_position, 1, row.head_mask) for row in sequences]
+        latest = [row.output_ids[-1] for row in sequences]
         if self._graphs is not None:
-            return _finite(self._graphs.decode(latest, chunks))
-        return _finite(self._next_tokens(self._pass.decode(latest, chunks)).tolist())
+            ids = self._graphs.decode(latest, chunks)
+        else:
+            ids = self._next_tokens(self._pass.decode(latest, chunks)).tolist()
+        return [[token] for token in finite(ids)]
+
+    def _continuation(self, sequence: Sequence) -> Draft | None:
+        """What is guessed to follow a row's latest token, where the decoder can check that."""
+        if not (self._pass.takes_parts and self._pass.takes_trees):
+            return None
+        draft = sequence.drafts.continuations.get(sequence.output_ids[-1])
+        too_long = draft is not None and sequence.next_position + 1 + len(draft) > self.max_sequence_tokens
+        return None if too_long else draft
+
+    def _decode_drafts(self, sequences: list[Sequence], drafts: list[Draft | None]) -> list[list[int]]:
+        """`decode` where some rows have a draft behind their latest token."""
+        known = [draft or _NO_DRAFT for draft in drafts]
+        chunks = [
+            _drafted(row, row.next_position, 1 + len(draft), draft)
+            for row, draft in zip(sequences, known, strict=True)
+        ]
+        self._cache.reserve(max(chunk.slot for chunk in chunks) + 1, max(chunk.stop for chunk in chunks))
+        inputs = [
+            self._embed([row.output_ids[-1], *draft.tokens])
+            for row, draft in zip(sequences, known, strict=True)
+        ]
+        likeliest = iter(finite(self._next_tokens(self._pass.prefill(inputs, chunks)).tolist()))
+        return [
+            self._accepted(draft, list(islice(likeliest, chunk.num_outputs)), chunk.slot, chunk.start + 1)
+            for draft, chunk in zip(known, chunks, strict=True)
+        ]
+
+    def _embed(self, token_ids: Iterable[int]) -> Tensor:
+        """[number of tokens, hidden]."""
+        ids = torch.tensor(list(token_ids), device=self._family.device)
+        embeds: Tensor = self._family.decoder.get_input_embeddings()(ids)
+        return embeds
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
@@ -228,27 +265,12 @@ class ModelRunner:
         return greedy(self._family.lm_head(hidden))
 
 
-def greedy(logits: Tensor) -> Tensor:
-    """The likeliest token of each row of [batch, vocab_size], -1 where logits are not finite: int64 [batch].
-
-    Its transfer to the host is the only one of a step.
-    """
-    return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
-
-
-def _finite(ids: list[int]) -> list[int]:
-    """The tokens themselves.
-
-    Raises:
-        FloatingPointError: one of them is none.
-    """
-    if min(ids) < 0:
-        rows = [row for row, token in enumerate(ids) if token < 0]
-        raise FloatingPointError(f"the logits of rows {rows} of {len(ids)} are not finite")
-    return ids
-
-
 def _slot(sequence: Sequence) -> int:
     if sequence.slot is None:
         raise ValueError(f"sequence {sequence.id} is in no slot")
     return sequence.slot
+
+
+def _drafted(sequence: Sequence, start: int, length: int, draft: Draft) -> Chunk:
+    """A chunk that ends in a draft, whose outputs are asked for, and the one before it."""
+    return Chunk(_slot(sequence), start, length, sequence.head_mask, 1 + len(draft), tuple(draft.parents))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from lalm.head_mask import HeadMask
-from service.inference.draft import Draft
+from service.inference.draft import AnswerDrafts
 
 
 class SequenceState(Enum):
@@ -63,7 +63,8 @@ class Sequence:
     num_prompt_tokens: positions of its whole prompt, audio included.
     slot: its place in the batch and in the key-value cache while RUNNING, else None.
     output_ids: tokens generated so far, the end-of-text token not among them.
-    draft: how its answer may begin. with_scores: whether the probabilities of its labels are asked for.
+    drafts: what is known of its answer before it is generated.
+    with_scores: whether the probabilities of its labels are asked for.
     num_prefilled: positions of the prompt that are in the key-value cache.
     scores: probability of each label, if asked for and known.
     """
@@ -76,7 +77,7 @@ class Sequence:
     num_prompt_tokens: int
     max_new_tokens: int
     times: Times
-    draft: Draft | None = None
+    drafts: AnswerDrafts = field(default_factory=AnswerDrafts)
     with_scores: bool = False
     state: SequenceState = SequenceState.WAITING
     slot: int | None = None
@@ -89,3 +90,8 @@ class Sequence:
     def is_prefilled(self) -> bool:
         """Whether its whole prompt is in the key-value cache."""
         return self.num_prefilled == self.num_prompt_tokens
+
+    @property
+    def next_position(self) -> int:
+        """Where the latest of its tokens goes, which is in no key-value cache yet."""
+        return self.num_prompt_tokens + len(self.output_ids) - 1

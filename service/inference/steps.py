@@ -117,8 +117,7 @@ class Steps:
         outcomes = isolated(self._runner.decode, sequences, self._on_out_of_memory)
         self.batch_limit.step_done()
         self._observer.on_decode_step(time.perf_counter() - start_s, len(sequences))
-        tokens = [outcome if isinstance(outcome, Exception) else [outcome] for outcome in outcomes]
-        self._collect(sequences, tokens)
+        self._collect(sequences, outcomes)
 
     def _on_out_of_memory(self, num_rows: int) -> None:
         """A pass over `num_rows` rows did not fit: batches are smaller for a time."""

@@ -97,7 +97,7 @@ def open_ticket(
                 num_prompt_tokens=num_prompt_tokens,
                 max_new_tokens=row.max_new_tokens,
                 times=Times(arrived_s),
-                draft=drafts.of(row.output, max_draft),
+                drafts=drafts.of(row.output, max_draft),
                 with_scores=row.with_scores,
             )
         )

@@ -11,7 +11,7 @@ import torch
 from lalm.family import ModelFamily
 from lalm.head_gate import gate_tensor
 from lalm.task import OutputSpec
-from service.inference.engine import EngineRequest, RowResult
+from service.inference.engine import Engine, EngineRequest, RowResult
 from tests.engine_support import (
     FORWARDS,
     FamilyWith,
@@ -130,3 +130,91 @@ def test_drafts_of_many_rows_in_small_parts(toy_family: ModelFamily) -> None:
     for max_prefill_tokens in (7, 30):
         with running_engine(family, max_slots=4, max_prefill_tokens=max_prefill_tokens) as engine:
             assert asyncio.run(ask_all()) == expected
+
+
+MIDDLE = OutputSpec.model_validate(
+    {"kind": "fields", "separator": "|", "fields": [{"name": "text"}, {"name": "label", "labels": LABELS}]}
+)
+
+
+def going_on(family: ModelFamily, *guesses: list[int]) -> FamilyWith:
+    """The family, spelling the separator and each label as one of `guesses`."""
+    texts = [f" | {label}" for label in LABELS]
+    return FamilyWith(family, encode_text=lambda text: guesses[texts.index(text)] if text in texts else [])
+
+
+def unique_place(tokens: list[int]) -> int:
+    """Where a token stands in an answer that stands nowhere else in it, some others behind it."""
+    return next(place for place in range(1, len(tokens) - 5) if tokens.count(tokens[place]) == 1)
+
+
+@HOWEVER_IT_RUNS
+@pytest.mark.parametrize("num_right", [0, 1, 3])
+def test_an_answer_is_the_same_however_far_the_guess_of_its_middle_is_right(
+    toy_family: ModelFamily, num_right: int, forward: str
+) -> None:
+    row = dataclasses.replace(make_row(random_mask(toy_family, 1), n=24), output=MIDDLE)
+    request = make_request(toy_family, 2.0, row)
+    tokens = reference(toy_family, request, row)
+    place = unique_place(tokens)
+    first, behind = tokens[place], tokens[place + 1 : place + 1 + num_right]
+    wrong = next(token for token in range(100) if token not in tokens)
+    # The right one is not the first of the tree, so that its keys and values have to be moved.
+    family = going_on(
+        toy_family, [first, wrong, *behind], [first, *behind, wrong, wrong, wrong], [first, wrong]
+    )
+    ((answer,), num_steps) = ask(family, request, forward)
+    assert answer.token_ids == tokens
+    saved = num_right if forward == "packed" else 0
+    assert num_steps == len(tokens) - 1 - saved
+
+
+@HOWEVER_IT_RUNS
+def test_guesses_of_the_middle_change_no_neighbour(toy_family: ModelFamily, forward: str) -> None:
+    requests, expected = [], []
+    for seed in range(4):
+        rows = [
+            dataclasses.replace(
+                make_row(random_mask(toy_family, 5 * seed + number), n=14 + 3 * number),
+                output=MIDDLE if number != 1 else None,
+            )
+            for number in range(3)
+        ]
+        requests.append(make_request(toy_family, 0.5 + seed, *rows, seed=seed))
+        expected.append([reference(toy_family, requests[-1], row) for row in rows])
+    answers = [tokens for rows in expected for tokens in rows]
+    # Guesses out of the answers themselves, right in some rows and wrong in others.
+    common = max(
+        {token for tokens in answers for token in tokens}, key=lambda t: sum(t in a for a in answers)
+    )
+    ahead = [a[a.index(common) : a.index(common) + 4] for a in answers if common in a[:-1]]
+    assert len(ahead) >= 3
+    leash = Leash()
+
+    async def ask_all(engine: Engine) -> list[list[list[int]]]:
+        running = []
+        for request in requests:
+            running.append(asyncio.create_task(engine.submit(request)))
+            await leash.decode_steps(2)
+        leash.let_go()
+        return [[row.token_ids for row in (await answer).rows] for answer in running]
+
+    with running_engine(going_on(toy_family, *ahead[:3]), leash, **FORWARDS[forward]) as engine:
+        assert asyncio.run(ask_all(engine)) == expected
+    assert max(leash.decoded) > 3
+
+
+def test_a_guess_does_not_go_beyond_the_longest_sequence(toy_family: ModelFamily) -> None:
+    row = dataclasses.replace(make_row(random_mask(toy_family, 1), n=24), output=MIDDLE)
+    request = make_request(toy_family, 2.0, row)
+    tokens = reference(toy_family, request, row)
+    place = unique_place(tokens)
+    long = tokens[place : place + 6] * 4
+    num_prompt_tokens = sum(map(len, toy_family.prompt_segments(None, 1))) + request.num_audio_tokens
+    leash = Leash()
+    leash.let_go()
+    limits = {"max_sequence_tokens": num_prompt_tokens + row.max_new_tokens}
+    with running_engine(going_on(toy_family, long, long, long), leash, **limits) as engine:
+        (answer,) = asyncio.run(engine.submit(request)).rows
+    assert answer.token_ids == tokens
+    assert len(leash.decoded) == len(tokens) - 1

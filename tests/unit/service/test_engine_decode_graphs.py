@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 from lalm.families import load_family
 from lalm.family import ModelFamily
 from service.inference.decode_graphs import Capture, DecodeGraphs, Step, capture_on_cuda
+from service.inference.greedy import greedy
 from service.inference.kv_cache import KvCache
-from service.inference.model_runner import ModelRunner, PromptPart, greedy
+from service.inference.model_runner import ModelRunner, PromptPart
 from service.inference.padded import PaddedPass
 from service.inference.sequence import Sequence, Times
 from tests.engine_support import FamilyWith, capture_by_running_again, random_mask
@@ -63,7 +64,7 @@ def prefilled(family: ModelFamily, it: ModelRunner, slots: Iterable[int]) -> lis
 
 
 def decode(it: ModelRunner, rows: list[Sequence]) -> list[int]:
-    tokens = it.decode(rows)
+    tokens = [token for (token,) in it.decode(rows)]
     for row, token in zip(rows, tokens, strict=True):
         row.output_ids.append(token)
     return tokens

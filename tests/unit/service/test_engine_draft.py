@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lalm.task import OutputSpec
 from service.inference.chunk import Chunk
-from service.inference.draft import Draft, Drafts, draft_of
+from service.inference.draft import AnswerDrafts, Draft, Drafts, continuations_of, draft_of
 
 TOKENS = st.integers(0, 3)
 TEXTS = st.lists(st.lists(TOKENS, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -113,6 +113,45 @@ def test_a_draft_goes_as_far_as_its_size_allows() -> None:
     assert len(sizes) == 4
 
 
+@pytest.mark.parametrize(
+    ("output", "continuations"),
+    [
+        ({"kind": "text"}, []),
+        ({"kind": "label", "labels": LABELS}, []),
+        ({"kind": "fields", "separator": "|", "fields": [GENDER, TRANSCRIPT]}, []),
+        ({"kind": "fields", "separator": "|", "fields": [TRANSCRIPT, GENDER]}, [" | male", " | female"]),
+        (
+            {"kind": "json", "fields": [TRANSCRIPT, GENDER]},
+            ['", "gender": "male"}', '", "gender": "female"}'],
+        ),
+        ({"kind": "json", "fields": [GENDER, TRANSCRIPT]}, []),
+        (
+            {"kind": "json", "fields": [TRANSCRIPT, GENDER, {"name": "language"}]},
+            ['", "gender": "male", "language": "', '", "gender": "female", "language": "', '"}'],
+        ),
+    ],
+)
+def test_the_form_of_a_task_says_what_is_fixed_in_the_middle_of_answers(
+    output: object, continuations: list[str]
+) -> None:
+    found = continuations_of(OutputSpec.model_validate(output), letters, max_tokens=200)
+    spelled = [letters(text.rstrip()) for text in continuations]
+    expected: dict[int, list[list[int]]] = {}
+    for first, *rest in spelled:
+        expected.setdefault(first, []).append(rest)
+    assert found == {first: Draft.of_texts(rests) for first, rests in expected.items()}
+
+
+def test_a_continuation_goes_as_far_as_its_size_allows() -> None:
+    output = OutputSpec.model_validate({"kind": "json", "fields": [TRANSCRIPT, GENDER]})
+    sizes = {max_tokens: continuations_of(output, letters, max_tokens) for max_tokens in range(60)}
+    literal = letters('", "gender": "')
+    whole = Draft.of_texts([*literal[1:], *letters(label + '"}')] for label in LABELS)
+    assert sizes[10] == {}
+    assert sizes[20] == {literal[0]: Draft.of_texts([literal[1:]])}
+    assert sizes[59] == {literal[0]: whole}
+
+
 def test_a_form_is_spelled_once() -> None:
     spelled: list[str] = []
 
@@ -122,9 +161,9 @@ def test_a_form_is_spelled_once() -> None:
 
     drafts, output = Drafts(counted), OutputSpec.model_validate({"kind": "label", "labels": LABELS})
     for max_tokens in (64, 64, 3, 64):
-        assert drafts.of(output, max_tokens) == draft_of(output, letters, max_tokens)
+        assert drafts.of(output, max_tokens).beginning == draft_of(output, letters, max_tokens)
     assert [text for text in spelled if text] == LABELS * 2
-    assert drafts.of(None, 64) is None
+    assert drafts.of(None, 64) == AnswerDrafts()
 
 
 def test_many_labels_of_many_fields_are_not_all_spelled() -> None:
