@@ -25,6 +25,7 @@ from lalm import tiny
 from lalm.families import load_family
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
+from service.audio_pool import compute_alone
 from service.inference.engine import Engine, EngineConfig, EngineRequest, RowRequest
 from service.inference.observer import NullObserver
 
@@ -54,6 +55,7 @@ class Steps(NullObserver):
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Measure, print a table, and return its figures by task."""
     options = _options(arguments)
+    compute_alone()  # features, as the service does
     family = load_family(str(tiny.CHECKPOINT))
     expected = json.loads((options.samples / "expected.json").read_text(encoding="utf-8"))
     files = [MaskFile.load(path) for path in sorted(options.masks.glob("*.json"))]

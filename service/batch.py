@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from lalm.errors import LalmError
 from lalm.task import ParsedAnswer
 from service.answers import answer_prepared, joined_text
+from service.audio_pool import audio_pool
 from service.catalogue import CatalogueEntry
 from service.inference.exceptions import InferenceError
 from service.preparation import prepare
@@ -34,15 +36,19 @@ async def answer_files(
     on_answer: Callable[[FileAnswer], None],
     *,
     max_in_flight: int,
+    audio_workers: int,
 ) -> int:
     """Answer `entry`'s task on every group of `num_audios` files; returns how many groups failed.
 
     loaded: with its engine running.
     on_answer: called with each answer, in the order of the groups.
     max_in_flight: groups decoded or in the engine at a time, and rows of one of them.
+    audio_workers: threads that decode.
     """
-    places = asyncio.Semaphore(max_in_flight)
-    answers = [asyncio.create_task(_answer(loaded, entry, group, places, max_in_flight)) for group in groups]
+    places, pool = asyncio.Semaphore(max_in_flight), audio_pool(audio_workers)
+    answers = [
+        asyncio.create_task(_answer(loaded, entry, group, places, max_in_flight, pool)) for group in groups
+    ]
     num_failed = 0
     try:
         for answer in answers:
@@ -52,6 +58,7 @@ async def answer_files(
         for answer in answers:
             answer.cancel()
         await asyncio.gather(*answers, return_exceptions=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     return num_failed
 
 
@@ -61,11 +68,12 @@ async def _answer(
     files: Sequence[Path],
     places: asyncio.Semaphore,
     max_rows: int,
+    pool: Executor,
 ) -> FileAnswer:
     async with places:
         try:
             job = partial(prepare, loaded.engine.family, loaded.audio_limits, [entry.task], files)
-            prepared = await asyncio.to_thread(job)
+            prepared = await asyncio.get_running_loop().run_in_executor(pool, job)
             name = " ".join(str(file) for file in files)
             (rows,) = await answer_prepared(loaded, [entry], prepared, name, max_rows=max_rows, patient=True)
         except (LalmError, InferenceError) as error:

@@ -137,7 +137,15 @@ def run(
     show = partial(_print, task=task, as_json=as_json, named=len(groups) > 1)
     loaded.engine.start([entry.head_mask])
     try:
-        num_failed = asyncio.run(answer_files(loaded, entry, groups, show, max_in_flight=settings.max_slots))
+        answering = answer_files(
+            loaded,
+            entry,
+            groups,
+            show,
+            max_in_flight=settings.max_slots,
+            audio_workers=settings.audio_workers,
+        )
+        num_failed = asyncio.run(answering)
     finally:
         loaded.engine.stop()
     raise typer.Exit(1 if num_failed else 0)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lalm.audio import AudioLimits
+from service.audio_pool import audio_pool
 from service.catalogue import Catalogue
 from service.errors import NotReadyError
 from service.feedback import Feedback
@@ -84,7 +84,7 @@ class Runtime:
         self.key_ring = _key_ring(settings, self.metrics)
         self.phase = Phase.LOADING
         self.failure: str | None = None
-        self.audio_pool = ThreadPoolExecutor(settings.audio_workers, thread_name_prefix="audio")
+        self.audio_pool = audio_pool(settings.audio_workers)
         self.feedback = Feedback(settings, self.audio_pool) if settings.feedback_dir else None
         self.started = asyncio.Event()
         self.settled = asyncio.Event()
