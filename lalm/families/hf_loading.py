@@ -17,6 +17,7 @@ from lalm.families.hf import HfFamily
 from lalm.families.hf_features import GraniteExtractor, granite_mel
 from lalm.families.hf_models import MODELS, HfModel
 from lalm.families.hf_prompts import ChatTokens
+from lalm.families.offload import keep_encoder_entry
 from lalm.families.placement import Placement
 from lalm.family import ModelFamily
 from lalm.fingerprint import fingerprint
@@ -54,6 +55,7 @@ def load_hf(folder: Path, name: str, placement: Placement) -> ModelFamily:
     check_complete(folder, info["missing_keys"])
     model = _with_adapter(folder, model)
     placement.finish(model)
+    keep_encoder_entry(model)
     model.eval().requires_grad_(False)
     head_gate.install(model.get_decoder())
     return HfFamily(kind, model, extractor, tokens, _identity(folder, name, kind, config))
