@@ -88,9 +88,11 @@ def _with_adapter(folder: Path, model: Any) -> Any:
         return model
     try:
         from peft import PeftModel
+
+        from lalm.families.lora import merge_lora
     except ImportError as error:
         raise ModelError(f"{folder}: the checkpoint has an adapter; pip install peft reads it") from error
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merge_lora(PeftModel.from_pretrained(model, str(folder)))
 
 
 def _kind_and_config(folder: Path) -> tuple[HfModel, Any]:

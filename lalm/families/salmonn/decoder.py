@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lalm.errors import ModelError
+from lalm.families.lora import merge_lora
 from lalm.families.placement import Placement
 from lalm.families.salmonn.checkpoint import Tensors, check_keys, check_shape
 from lalm.families.salmonn.parts import Parts
@@ -42,10 +42,11 @@ def load_decoder(parts: Parts, placement: Placement) -> LlamaForCausalLM:
     """
     llama = load_vicuna(parts, placement)
     _check_in_memory(llama)
+    peft = add_lora(llama, parts)
     if getattr(llama, "is_quantized", False):
-        add_lora(llama, parts)
         return llama
-    return merge_lora(llama, parts)
+    merged: LlamaForCausalLM = merge_lora(peft)
+    return merged
 
 
 def load_vicuna(parts: Parts, placement: Placement) -> LlamaForCausalLM:
@@ -80,18 +81,8 @@ def _check_in_memory(llama: LlamaForCausalLM) -> None:
             )
 
 
-def merge_lora(llama: LlamaForCausalLM, parts: Parts) -> LlamaForCausalLM:
-    """Add the low-rank updates to the weights they belong to: W + alpha / rank · B A.
-
-    Source: LoRA (arXiv 2106.09685), section 4.1.
-    """
-    peft: Any = add_lora(llama, parts)
-    merged: LlamaForCausalLM = peft.merge_and_unload(progressbar=False, safe_merge=True)
-    return merged
-
-
 def add_lora(llama: LlamaForCausalLM, parts: Parts) -> PeftModel:
-    """`merge_lora` without the merging: the updates stay beside the weights."""
+    """The decoder with the low-rank updates of the checkpoint beside the weights they belong to."""
     peft = _adapted(llama, parts)
     set_peft_model_state_dict(peft, {name: tensor[...] for name, tensor in _lora(parts).items()})
     return peft
