@@ -82,7 +82,7 @@ def _with_adapter(folder: Path, model: Any) -> Any:
     transformers would load it beside them, and switch it off where `generate` is given no waveform.
 
     Raises:
-        ModelError: there is an adapter, but peft is not installed.
+        ModelError: there is an adapter, but peft is not installed, or a device map offloads what it is for.
     """
     if not (folder / _ADAPTER).is_file():
         return model
@@ -92,7 +92,12 @@ def _with_adapter(folder: Path, model: Any) -> Any:
         from lalm.families.lora import merge_lora
     except ImportError as error:
         raise ModelError(f"{folder}: the checkpoint has an adapter; pip install peft reads it") from error
-    return merge_lora(PeftModel.from_pretrained(model, str(folder)))
+    # peft would place a model again that is offloaded in part, by a map of its own, and fail at that
+    device_map = model.__dict__.pop("hf_device_map", None)
+    merged = merge_lora(PeftModel.from_pretrained(model, str(folder)))
+    if device_map is not None:
+        merged.hf_device_map = device_map
+    return merged
 
 
 def _kind_and_config(folder: Path) -> tuple[HfModel, Any]:

@@ -8,6 +8,24 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from lalm.errors import ModelError
+
+
+def check_in_memory(peft: PeftModel) -> None:
+    """No weight with LoRA may be offloaded: there is nothing on the device that an update could be added to.
+
+    Raises:
+        ModelError: one is.
+    """
+    for name, layer in peft.named_modules():
+        if isinstance(layer, LoraLayer) and layer.get_base_layer().weight.is_meta:
+            weight = name.removeprefix("base_model.model.")
+            kinds = ", ".join(sorted(_kinds(peft)))
+            raise ModelError(
+                f"the device map offloads {weight}.weight, which LoRA is merged into: what has LoRA "
+                f"({kinds}) has to stay on a device in every layer; the rest may be offloaded"
+            )
+
 
 def merge_lora(peft: PeftModel) -> Any:
     """The model that `peft` is about, with W + alpha / rank · B A for each of its W that has LoRA.
@@ -17,8 +35,10 @@ def merge_lora(peft: PeftModel) -> Any:
     Source: LoRA (arXiv 2106.09685), section 4.1.
 
     Raises:
+        ModelError: a device map offloads a weight with LoRA.
         ValueError: a sum is not finite.
     """
+    check_in_memory(peft)
     for layer in peft.modules():
         if isinstance(layer, LoraLayer):
             weight: Any = layer.get_base_layer().weight
@@ -29,3 +49,8 @@ def merge_lora(peft: PeftModel) -> Any:
             if not torch.isfinite(weight.data).all():
                 raise ValueError(f"a weight with LoRA is beyond the range of {dtype}")
     return peft.unload()
+
+
+def _kinds(peft: PeftModel) -> set[str]:
+    """Last names of the modules with LoRA."""
+    return {name.split(".")[-1] for name, layer in peft.named_modules() if isinstance(layer, LoraLayer)}

@@ -11,6 +11,7 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor
 
+from lalm.errors import ModelError
 from lalm.families import load_family
 from lalm.families.offload import keep_encoder_entry
 from lalm.families.placement import layers_and_rest
@@ -22,7 +23,7 @@ ADAPTED = "granite_speech_with_adapter"
 TOYS = {"qwen2_audio": write_toy_checkpoint, **WRITERS}
 
 
-@pytest.fixture(scope="module", params=sorted(TOYS.keys() - {ADAPTED}))
+@pytest.fixture(scope="module", params=sorted(TOYS))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TOYS[request.param](tmp_path_factory.mktemp("offloaded") / request.param)
 
@@ -65,6 +66,7 @@ def test_encoder_and_projector_on_disk(folder: Path, plain: ModelFamily) -> None
     assert_equal(heard(family), heard(plain))
 
 
+@pytest.mark.parametrize("folder", sorted(TOYS.keys() - {ADAPTED}), indirect=True)
 def test_everything_on_disk(folder: Path, plain: ModelFamily) -> None:
     family = load_family(folder, device_map='{"": "disk"}')
     assert all(weight.is_meta for weight in family.decoder.parameters())
@@ -79,3 +81,9 @@ def test_everything_in_memory_beside_the_device(folder: Path, plain: ModelFamily
         keep_encoder_entry(family.model)
     assert sum(weight.is_meta for weight in family.model.parameters()) > 20
     assert_equal(heard(family), heard(plain))
+
+
+@pytest.mark.parametrize("folder", [ADAPTED], indirect=True)
+def test_what_an_adapter_is_merged_into_stays_in_memory(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"offloads .*\.q_proj\.weight, .*v_proj\) has to stay"):
+        load_family(folder, device_map='{"": "disk"}')

@@ -128,7 +128,7 @@ def test_salmonn_partly_on_disk_gives_the_tokens_of_the_plain_model(
 def test_salmonns_attention_stays_in_memory(salmonn: ModelFamily, on_disk: str) -> None:
     device_map = json.loads(salmonn_map(salmonn, on_disk))
     placed = {name: device for name, device in device_map.items() if not name.startswith(f"{on_disk}.")}
-    with pytest.raises(ModelError, match=r"layers\.2\.self_attn\.q_proj\.weight, .* self_attn has to stay"):
+    with pytest.raises(ModelError, match=r"layers\.2\.self_attn\.q_proj\.weight, .*v_proj\) has to stay"):
         load_family(MODEL_FILE, device_map=json.dumps(placed))
 
 

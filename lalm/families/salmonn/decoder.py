@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lalm.errors import ModelError
-from lalm.families.lora import merge_lora
+from lalm.families.lora import check_in_memory, merge_lora
 from lalm.families.placement import Placement
 from lalm.families.salmonn.checkpoint import Tensors, check_keys, check_shape
 from lalm.families.salmonn.parts import Parts
@@ -41,7 +41,6 @@ def load_decoder(parts: Parts, placement: Placement) -> LlamaForCausalLM:
         Exception: what transformers raises on damaged files.
     """
     llama = load_vicuna(parts, placement)
-    _check_in_memory(llama)
     peft = add_lora(llama, parts)
     if getattr(llama, "is_quantized", False):
         return llama
@@ -67,23 +66,14 @@ def load_vicuna(parts: Parts, placement: Placement) -> LlamaForCausalLM:
     return llama
 
 
-def _check_in_memory(llama: LlamaForCausalLM) -> None:
-    """peft would leave the updates of offloaded weights out, with a warning for each.
+def add_lora(llama: LlamaForCausalLM, parts: Parts) -> PeftModel:
+    """The decoder with the low-rank updates of the checkpoint beside the weights they belong to.
 
     Raises:
-        ModelError: a weight that LoRA is for is offloaded.
+        ModelError: the device map offloads one of these.
     """
-    for name, weight in llama.named_parameters():
-        if weight.is_meta and name.split(".")[-2] in _ADAPTED:
-            raise ModelError(
-                f"the device map offloads {name}, which LoRA is merged into: every layer's self_attn has to "
-                "stay on a device; its mlp, the embeddings and lm_head may be offloaded"
-            )
-
-
-def add_lora(llama: LlamaForCausalLM, parts: Parts) -> PeftModel:
-    """The decoder with the low-rank updates of the checkpoint beside the weights they belong to."""
     peft = _adapted(llama, parts)
+    check_in_memory(peft)
     set_peft_model_state_dict(peft, {name: tensor[...] for name, tensor in _lora(parts).items()})
     return peft
 

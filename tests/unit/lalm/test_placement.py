@@ -63,6 +63,11 @@ def test_layers_on_disk_compute_the_same(checkpoint: Path, plain: ModelFamily) -
     assert torch.equal(hidden_states(family), hidden_states(plain))
 
 
+def test_quantised_models_are_not_offloaded(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="dispatched on the CPU or the disk"):
+        load_family(checkpoint, device_map='{"": "disk"}', quantize="int8")
+
+
 def test_modules_are_the_layers_and_the_rest(plain: ModelFamily) -> None:
     layers, rest = layers_and_rest(plain.model)
     assert layers == [f"model.language_model.layers.{index}" for index in range(3)]
