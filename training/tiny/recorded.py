@@ -2,7 +2,13 @@
 
 Digits of the Free Spoken Digit Dataset: the share of takes of the held-out speaker whose transcript is the
 digit and nothing else. Coffee orders of Picovoice's speech-to-intent benchmark, which come with slots and
-no transcripts: the share of the slots' words that stand in the transcript, of the orders held out.
+no transcripts: the share of the slots' words that stand in the transcript, of the orders held out. Gender:
+the share of a speaker's recordings that are answered with the right gender and nothing else, for the held-out
+speaker of the digits and those of Asterisk's telephone prompts, in English and other languages; nobody of
+these was heard in training.
+
+Prompts: Debian's asterisk-core-sounds-{en,es,fr,it,ru}-wav and asterisk-prompt-it-menardi-wav (CC BY-SA 3.0,
+the Russian ones CC BY 3.0), which name a speaker's folder like en_US_f_Allison.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import soundfile
 import torch
 import typer
 
@@ -48,7 +55,7 @@ def digit_accuracy(family: ModelFamily, mask: MaskFile, folder: Path, limit: int
     """Share of the held-out speaker's takes that are transcribed as their digit and nothing else."""
     words = list(DIGITS)
     paths = sorted(folder.glob(f"*_{HELD_OUT_SPEAKER}_*.wav"))
-    paths = paths[:: max(1, len(paths) // limit)] if limit else paths
+    paths = thinned(paths, limit)
     said = [words[int(path.stem.split("_")[0])] for path in paths]
     heard = transcripts(family, mask, paths)
     right = sum(answer == word for answer, word in zip(heard, said, strict=True))
@@ -67,22 +74,58 @@ def order_recall(family: ModelFamily, mask: MaskFile, folder: Path, limit: int |
     return {"num_examples": len(names), "slot_word_recall": found / max(1, total)}
 
 
+def prompt_speakers(folder: Path) -> dict[str, str]:
+    """The gender of each speaker whose prompts are in a folder of ``folder``, by the folder's name."""
+    genders = {"f": "female", "m": "male"}
+    parts = {path.name: path.name.split("_") for path in sorted(folder.iterdir()) if path.is_dir()}
+    return {name: genders[part[2]] for name, part in parts.items() if len(part) == 4 and part[2] in genders}
+
+
+def share_of(answer: str, answers: Iterable[str]) -> dict[str, float]:
+    """How many answers are ``answer`` and nothing else."""
+    right = [each == answer for each in answers]
+    return {"num_examples": len(right), "accuracy": sum(right) / max(1, len(right))}
+
+
+def thinned(paths: list[Path], limit: int | None) -> list[Path]:
+    """About ``limit`` of them, evenly spread."""
+    return paths[:: max(1, len(paths) // limit)] if limit else paths
+
+
+def is_a_sentence(path: Path) -> bool:
+    """Whether a prompt has a length that a question about it is asked of: 1 to 6 s."""
+    duration_s: float = soundfile.info(path).duration
+    return 1.0 <= duration_s <= 6.0
+
+
 def main(
     digits: Annotated[Path | None, typer.Option(help="Folder of <digit>_<speaker>_<take>.wav.")] = None,
     commands: Annotated[Path | None, typer.Option(help="Folder of orders with labels.json.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Folder of speakers' prompts: /usr/share/asterisk/sounds.")
+    ] = None,
     checkpoint: Annotated[Path, typer.Option(help="The embedded model.")] = Path("lalm/tiny/checkpoint"),
-    mask: Annotated[Path, typer.Option(help="Its mask of speech recognition.")] = Path(
-        "masks/tiny-lalm/asr.json"
-    ),
+    masks: Annotated[Path, typer.Option(help="Its head masks.")] = Path("masks/tiny-lalm"),
     max_examples: Annotated[int | None, typer.Option(help="Recordings of each set at most.")] = None,
 ) -> None:
     """Print one JSON object: what was measured on which set."""
-    family, file = load_family(str(checkpoint)), MaskFile.load(mask)
+    family, file = load_family(str(checkpoint)), MaskFile.load(masks / "asr.json")
     results: dict[str, dict[str, float]] = {}
     if digits is not None:
         results["digits"] = digit_accuracy(family, file, digits, max_examples)
     if commands is not None:
         results["orders"] = order_recall(family, file, commands, max_examples)
+    gender = MaskFile.load(masks / "gr.json")
+    speakers: dict[str, tuple[str, list[Path]]] = {}
+    if digits is not None:
+        speakers[HELD_OUT_SPEAKER] = "male", sorted(digits.glob(f"*_{HELD_OUT_SPEAKER}_*.wav"))
+    if prompts is not None:
+        for name, known in prompt_speakers(prompts).items():
+            wanted = [path for path in sorted((prompts / name).rglob("*.wav")) if is_a_sentence(path)]
+            speakers[name] = known, wanted
+    for name, (known, paths) in speakers.items():
+        answers = transcripts(family, gender, thinned(paths, max_examples))
+        results[f"{known}: {name}"] = share_of(known, answers)
     print(json.dumps(results, indent=1))
 
 

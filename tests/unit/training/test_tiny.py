@@ -21,7 +21,7 @@ from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.model import build_model, split_heads, train_tokenizer
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, negative_log_likelihoods
-from training.tiny.recorded import slot_recall
+from training.tiny.recorded import prompt_speakers, share_of, slot_recall
 from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
 from training.tiny.sounds import EVENTS, make_event
@@ -138,6 +138,18 @@ def test_the_text_that_was_said_is_the_likeliest() -> None:
         log_probs[frame, letter] = 0.0
     nats = negative_log_likelihoods(log_probs.log_softmax(-1), ["a latte", "an espresso", "a later"])
     assert int(nats.argmin()) == 0
+
+
+def test_a_folder_of_prompts_names_its_speaker_and_the_gender(tmp_path: Path) -> None:
+    for name in ("en_US_f_Allison", "it_IT_m_Carlo", "en_US", "digits", "a_b_c_d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "fr_CA_f_June").touch()  # no folder
+    assert prompt_speakers(tmp_path) == {"en_US_f_Allison": "female", "it_IT_m_Carlo": "male"}
+
+
+def test_a_gender_counts_where_it_is_the_whole_answer() -> None:
+    assert share_of("male", ["male", "female", "male voice", "male"]) == {"num_examples": 4, "accuracy": 0.5}
+    assert share_of("male", []) == {"num_examples": 0, "accuracy": 0.0}
 
 
 def test_about_a_quarter_of_recorded_orders_is_held_out() -> None:
