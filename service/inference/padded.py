@@ -6,6 +6,7 @@ position up to the longest row's, and its attention mask hides what is not the r
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ class PaddedPass:
         self._gates = torch.ones(
             identity.num_layers, max_slots, identity.num_heads, device=family.device, dtype=family.dtype
         )
+        # As of transformers 5.24 what was `past_key_values` is called `cache`, model by model.
+        parameters = inspect.signature(family.decoder.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._layer_types, self._window = _attention_layers(family.decoder.config)
         self.takes_parts = False
         self.takes_trees = self._window is None
@@ -112,9 +116,9 @@ class PaddedPass:
             **inputs,
             attention_mask=self._attention_mask(positions, visible),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             head_gate=gate,
+            **{self._cache_argument: cache},
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
