@@ -16,8 +16,8 @@ class EngineConfig:
     max_waiting: rows that may wait beyond those.
     max_sequence_tokens: prompt and answer of one row, two clips of 30 s being 1,500 tokens; what the decoder
         can do if that is less.
-    max_prefill_tokens: prompt positions of one step; None: 256 where a prompt may come in parts, else 4096,
-        padding included, and a single longer prompt is let in.
+    max_prefill_tokens: prompt positions of one step; None: 256 where a prompt may come in parts, and
+        twice that while no row is in mid-answer; else 4096, padding included, and a longer prompt is let in.
     max_audio_cache_bytes: encoded audio kept for recordings that come again; 0 keeps none.
     packed: False to run the decoder padded even where the packed pass fits.
     capture: how the decode steps of the padded pass are recorded before the engine is ready, to be replayed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -11,7 +10,7 @@ def greedy(logits: Tensor) -> Tensor:
 
     Its transfer to the host, which `finite` is for, is the only one of a step.
     """
-    return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
+    return logits.argmax(-1).masked_fill(~logits.amax(-1).isfinite(), -1)
 
 
 def finite(ids: list[int]) -> list[int]:

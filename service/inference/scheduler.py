@@ -18,6 +18,8 @@ from service.inference.sequence import FinishReason, Sequence, SequenceState
 # What a row is taken to last before any has finished, and how much the latest one counts afterwards.
 _FIRST_GUESS_S = 1.0
 _LATEST_WEIGHT = 0.1
+# How much more is prefilled in a step that holds up no row in mid-answer: fewer, larger products.
+_ALONE_FACTOR = 2
 
 
 class Scheduler:
@@ -28,8 +30,9 @@ class Scheduler:
     max_running: rows that `admit` fills the batch up to; `max_slots`, or fewer for a time.
     max_prefill_tokens: prompt positions prefilled in one step, so that rows in mid-answer do not stand still
         for long.
-    in_parts: whether a prompt may be prefilled over several steps. If not, padding counts, and the first row
-        of a step may exceed the limit.
+    in_parts: whether a prompt may be prefilled over several steps; then a step without a row in mid-answer
+        takes twice as many positions. If not, padding counts, and the first row of a step may exceed the
+        limit.
     """
 
     def __init__(
@@ -96,13 +99,19 @@ class Scheduler:
         """Whether the last of the newcomers is to come in this step as well."""
         if self._in_parts:
             left = sum(row.num_prompt_tokens - row.num_prefilled for row in self._running.values())
-            return left < self._max_prefill_tokens
+            return left < self._step_budget
         longest = max(sequence.num_prompt_tokens for sequence in admitted)
         return len(admitted) == 1 or longest * len(admitted) <= self._max_prefill_tokens
 
+    @property
+    def _step_budget(self) -> int:
+        """Positions of a step that may come in parts."""
+        in_mid_answer = any(row.is_prefilled for row in self._running.values())
+        return self._max_prefill_tokens * (1 if in_mid_answer else _ALONE_FACTOR)
+
     def prefill_parts(self) -> list[tuple[Sequence, int]]:
         """Sequences to prefill in this step, the oldest first, and how many positions of each."""
-        parts, left = [], self._max_prefill_tokens
+        parts, left = [], self._step_budget
         for sequence in sorted(self._running.values(), key=lambda row: row.id):
             num_tokens = sequence.num_prompt_tokens - sequence.num_prefilled
             if self._in_parts:

@@ -131,8 +131,7 @@ class OnTheDeviceAlone(TorchDispatchMode):
         assert torch.Tag.dynamic_output_shape not in func.tags, f"{func} has a shape that depends on values"
         output = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, Tensor)]
-        # a number to multiply with is a tensor without dimensions to torch, and an argument to a kernel
-        others = [tensor for tensor in tensors if tensor.device.type != "meta" and tensor.ndim]
+        others = [tensor for tensor in tensors if tensor.device.type != "meta"]
         assert not others, f"{func} touches a tensor of the host"
         self.num_operations += 1
         return output
