@@ -102,7 +102,7 @@ def _processor() -> str:
 def _commit() -> str | None:
     try:
         output = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
