@@ -1,6 +1,7 @@
 """Where the time of a request goes: one client, one request at a time, over HTTP, warm.
 
     python -m benchmarks.stages                       the embedded model and its samples, all tasks
+    python -m benchmarks.stages > benchmarks/results/stages.md
     python -m benchmarks.stages --threads 2 --repeats 30
 
 Per task the median milliseconds of each stage: decoding the audio, its features, the encoder, the prefill,
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
+from benchmarks.machine import describe
 from benchmarks.peers.process import ServerProcess, free_port, serve_command
 from lalm import tiny
 from lalm.audio import AudioLimits, decode_audio
@@ -50,7 +52,8 @@ def main() -> None:
     recordings = [path.read_bytes() for path in paths]
     if not recordings:
         raise SystemExit(f"no WAV file in {options.samples}")
-    print(f"torch {torch.__version__}, {options.threads} threads, {len(recordings)} recordings")
+    machine = ", ".join(f"{name} {value}" for name, value in describe().items())
+    print(f"# Stages of a request\n\n`python -m benchmarks.stages`, {len(recordings)} recordings; {machine}")
     catalogue = Catalogue.load(
         Settings.from_environment().masks_dir_for(family.identity.name), family.identity
     )
