@@ -36,7 +36,7 @@ from benchmarks.timing import bandwidth_bytes_per_s, interleaved, median_ms, sec
 from lalm.audio import SAMPLE_RATE_HZ
 from lalm.family import ModelFamily
 from lalm.head_mask import HeadMask
-from service.inference.decode_graphs import Capture, capture_on_cuda
+from service.inference.decode_graphs import capture_for
 
 Row = tuple[str, str, str, str]
 HEADER = ("what", "figure", "against", "ratio")
@@ -110,7 +110,9 @@ def measure_decode(family: ModelFamily, plan: Plan) -> tuple[dict[str, Any], lis
         head_masks = [random_mask(family, seed) for seed in range(batch)]
         most = plan.steps * (plan.rounds + 1)
         arms = {
-            "step": DecodeBatch(family, head_masks, plan.prompt_tokens, most, capture=capture_for(family)),
+            "step": DecodeBatch(
+                family, head_masks, plan.prompt_tokens, most, capture=capture_for(family.device)
+            ),
             "computed_step": DecodeBatch(family, head_masks, plan.prompt_tokens, most),
         }
         calls = {name: partial(arm.steps, plan.steps) for name, arm in arms.items()}
@@ -145,7 +147,7 @@ def measure_masks(family: ModelFamily, plan: Plan) -> tuple[dict[str, Any], list
     }
     most = plan.steps * (plan.rounds + 1)
     batches = {
-        name: DecodeBatch(family, masks, plan.prompt_tokens, most, capture=capture_for(family))
+        name: DecodeBatch(family, masks, plan.prompt_tokens, most, capture=capture_for(family.device))
         for name, masks in arms.items()
     }
     calls = {name: partial(decode.steps, plan.steps) for name, decode in batches.items()}
@@ -206,11 +208,6 @@ _PARTS: dict[str, Callable[[ModelFamily, Plan], tuple[dict[str, Any], list[Row]]
     "encoder": measure_encoder,
     "training": measure_training,
 }
-
-
-def capture_for(family: ModelFamily) -> Capture | None:
-    """As the service captures on this device."""
-    return capture_on_cuda(family.device) if family.device.type == "cuda" else None
 
 
 def random_mask(family: ModelFamily, seed: int) -> HeadMask:

@@ -8,7 +8,7 @@ import torch
 from lalm.audio import AudioLimits
 from lalm.families import load_family
 from service.catalogue import Catalogue
-from service.inference.decode_graphs import capture_on_cuda
+from service.inference.decode_graphs import capture_for
 from service.inference.engine import Engine, EngineConfig
 from service.metrics import Metrics
 from service.runtime import InferenceEngine, Loaded
@@ -31,12 +31,12 @@ def load(settings: Settings, metrics: Metrics) -> Loaded:
         quantize=settings.quantize,
         device_map=settings.device_map,
     )
-    on_one_gpu = family.device.type == "cuda" and settings.device_map is None
+    may_capture = settings.cuda_graphs and settings.device_map is None  # a graph is of one device
     config = EngineConfig(
         max_slots=settings.max_slots,
         max_waiting=settings.max_waiting,
         max_audio_cache_bytes=settings.max_audio_cache_bytes,
-        capture=capture_on_cuda(family.device) if on_one_gpu and settings.cuda_graphs else None,
+        capture=capture_for(family.device) if may_capture else None,
     )
     return complete(settings, Engine(family, config, metrics))
 

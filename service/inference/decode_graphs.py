@@ -104,6 +104,11 @@ class DecodeGraphs:
         return step
 
 
+def capture_for(device: torch.device) -> Capture | None:
+    """How steps are recorded on `device`; None where computing them costs no launches."""
+    return capture_on_cuda(device) if device.type == "cuda" else None
+
+
 def capture_on_cuda(device: torch.device) -> Capture:
     """Captures CUDA graphs on `device`, which share their memory: only one of them is replayed at a time."""
     pool = torch.cuda.graph_pool_handle()
