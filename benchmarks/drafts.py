@@ -19,7 +19,7 @@ from typing import Any
 
 import soundfile
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_line
 from benchmarks.report import table
 from lalm import tiny
 from lalm.families import load_family
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     finally:
         for engine in engines:
             engine.stop()
-    print(", ".join(f"{name} {value}" for name, value in describe().items()), end="\n\n")
+    print(describe_line(), end="\n\n")
     rows = [
         (
             name,

@@ -38,6 +38,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def describe_line() -> str:
+    """The same in one line."""
+    return ", ".join(f"{name} {value}" for name, value in describe().items())
+
+
 def peak_rss_bytes(pid: int) -> int:
     """The peak memory of a process and its children, each on its own, added up.
 

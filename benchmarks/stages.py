@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_line
 from benchmarks.peers.process import ServerProcess, free_port, serve_command
 from lalm import tiny
 from lalm.audio import AudioLimits, decode_audio
@@ -52,8 +52,8 @@ def main() -> None:
     recordings = [path.read_bytes() for path in paths]
     if not recordings:
         raise SystemExit(f"no WAV file in {options.samples}")
-    machine = ", ".join(f"{name} {value}" for name, value in describe().items())
-    print(f"# Stages of a request\n\n`python -m benchmarks.stages`, {len(recordings)} recordings; {machine}")
+    print("# Stages of a request\n")
+    print(f"`python -m benchmarks.stages`, {len(recordings)} recordings; {describe_line()}")
     catalogue = Catalogue.load(
         Settings.from_environment().masks_dir_for(family.identity.name), family.identity
     )

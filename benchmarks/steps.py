@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe_line
 from benchmarks.report import table
 from lalm import tiny
 from lalm.families import load_family
@@ -42,7 +42,7 @@ def main() -> None:
     passes = {"padded": _pass_of(family, packed=False), "packed": _pass_of(family, packed=True)}
     for forward in passes.values():
         forward.prepare(masks)
-    print(", ".join(f"{name} {value}" for name, value in describe().items()), end="\n\n")
+    print(describe_line(), end="\n\n")
     rows = [
         (name, *(f"{ms:.1f}" for ms in _thread_ms(calls, options.repeats)))
         for name, calls in _steps(passes, family, masks, options.prompt_tokens).items()
