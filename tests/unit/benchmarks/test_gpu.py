@@ -34,7 +34,7 @@ def test_the_small_run_measures_every_part_and_ends_with_its_table(
     assert figures["training"]["step_ms"] > 0
     lines = capsys.readouterr().out.strip().splitlines()
     rows = lines[lines.index("| what | figure | against | ratio |") + 2 :]
-    assert len(rows) == 2 + 3 * 2 + 3 + 1 + 1
+    assert len(rows) == 2 + 2 * 2 + 3 + 1 + 1
     assert all(row.startswith("|") for row in rows)
 
 
