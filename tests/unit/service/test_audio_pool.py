@@ -24,11 +24,12 @@ def in_another_thread(step):
     threading.Thread(target=lambda: (step(), computed.set(), counted.wait()), daemon=True).start()
     computed.wait()
 
+pool = audio_pool(1)  # kept, or its thread would end while others are counted
 steps = {
     "by itself": compute,
     "alone": lambda: (compute_alone(), compute()),
     "alone, then another": lambda: (compute_alone(), compute(), in_another_thread(compute)),
-    "in the pool": lambda: audio_pool(1).submit(compute).result(),
+    "in the pool": lambda: pool.submit(compute).result(),
 }[sys.argv[1]]
 torch.set_num_threads(2)
 before = len(os.listdir("/proc/self/task"))
