@@ -43,7 +43,8 @@ SIZES: dict[Split, int] = {"train": 20_000, "dev": 600, "test": 600}
 CLEAN = "clean"
 FOLDERS: dict[str, Split] = {"train": "train", "dev": "dev", "test": "test", CLEAN: "test"}
 # Sound scenes and overlaps, as shares of the utterances.
-MIXED_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
+SCENE_SHARE: dict[Split, float] = {"train": 0.15, "dev": 0.5, "test": 0.5}
+OVERLAP_SHARE: dict[Split, float] = {"train": 0.05, "dev": 0.5, "test": 0.5}
 # With 6,000 pairs to train on, the decoder did not learn to compare.
 NUM_PAIRS: dict[Split, int] = {"train": 60_000, "dev": 600, "test": 600}
 # Of the pairs of two speakers; where half of them differ in gender, little is learnt beyond that.
@@ -64,10 +65,11 @@ class Shard:
     def make(self, count: int) -> list[Record]:
         """Speech (`count` utterances), then overlaps of it, then sound scenes."""
         spoken = self._speak(count)
-        mixed = round(count * MIXED_SHARE[self._split])
+        overlaps = round(count * OVERLAP_SHARE[self._split])
+        scenes = round(count * SCENE_SHARE[self._split])
         records = [self._utterance(wave, record) for wave, record in spoken]
-        records += [self._overlap(number, spoken) for number in range(mixed)]
-        return records + [self._scene(number) for number in range(mixed)]
+        records += [self._overlap(number, spoken) for number in range(overlaps)]
+        return records + [self._scene(number) for number in range(scenes)]
 
     def make_clean(self, count: int) -> list[Record]:
         """The speech of `make` alone: nothing behind it, nothing done to it."""

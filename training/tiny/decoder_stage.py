@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.tiny.encoder_stage import encode
 from training.tiny.features import Corpus, augment
+from training.tiny.model import encode
 from training.tiny.optimizer import MatrixOptimizer
+from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
@@ -33,6 +34,7 @@ CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean 
 CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 MAX_DROPOUT = 0.5
+HEARD_SEGMENTS = 2  # answers a clip that the encoder learns by
 
 
 class HeadDropout:
@@ -69,6 +71,12 @@ class DecoderStage:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._maker = RowMaker(run.tokenizer, run.rng)
+        self._parts = (
+            run.model.model.language_model,
+            run.model.model.multi_modal_projector,
+            run.model.lm_head,
+        )
         self._state = run.work / "decoder.pt"
 
     def load(self) -> None:
@@ -81,16 +89,15 @@ class DecoderStage:
         `pair_steps` are about pairs of few tokens alone."""
         run = self._run
         decoder = run.model.model.language_model.train()
-        maker = RowMaker(run.tokenizer, run.rng)
-        parts = (decoder, run.model.model.multi_modal_projector, run.model.lm_head)
-        optimizer = MatrixOptimizer(parts)
+        self.takes_gradients(True)
+        optimizer = MatrixOptimizer(self._parts)
         views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
         dev = self.encode_all(run.dev, augmented=False)
         gates = HeadDropout(decoder, run.generator)
         started, losses = time.monotonic(), []
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            rows, clips = self._batch(maker, views, indices, degrade=late, only_pairs=step < pair_steps)
+            rows, clips = self._batch(views, indices, degrade=late, only_pairs=step < pair_steps)
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
             optimizer.step(loss, learning_rate(step, steps, PEAK_RATE))
@@ -102,6 +109,29 @@ class DecoderStage:
                 losses.clear()
                 torch.save(run.model.state_dict(), self._state)
         gates.remove()
+
+    def heard_loss(self, indices: list[int], pairs: list[Pair], tokens: Tensor, num_tokens: Tensor) -> Tensor:
+        """Loss of the answers to instructions about what is heard, to train the encoder by.
+
+        indices: clips of the train split; pairs: where there are any, `indices` are theirs, pair by pair, and
+        the answers are about the pairs. tokens: the encoder's outputs, [batch, time, d_model]; num_tokens:
+        how many of each clip, [batch].
+        """
+        records, maker = self._run.train.records, self._maker
+        heard = [clip[:n] for clip, n in zip(tokens, num_tokens.tolist(), strict=True)]
+        if pairs:
+            rows = [maker.two(pair, records, unprompted=False, degrade=False) for pair in pairs]
+            return self.answer_loss(rows, [heard[2 * i : 2 * i + 2] for i in range(len(pairs))])
+        rows = [
+            maker.one(i, records[i], unprompted=False, degrade=False, segments=HEARD_SEGMENTS)
+            for i in indices
+        ]
+        return self.answer_loss(rows, [[clip] for clip in heard])
+
+    def takes_gradients(self, takes: bool) -> None:
+        """Whether what is behind the encoder is to learn, or to stay as it is."""
+        for part in self._parts:
+            part.requires_grad_(takes)
 
     @torch.inference_mode()
     def encode_all(self, corpus: Corpus, *, augmented: bool) -> list[Tensor]:
@@ -163,7 +193,6 @@ class DecoderStage:
 
     def _batch(
         self,
-        maker: RowMaker,
         views: list[list[Tensor]],
         indices: list[int],
         *,
@@ -171,7 +200,7 @@ class DecoderStage:
         only_pairs: bool,
     ) -> tuple[list[Row], list[list[Tensor]]]:
         """Rows about the clips `indices` or, in a share of the batches, about pairs; and what each hears."""
-        rng, train = self._run.rng, self._run.train
+        rng, train, maker = self._run.rng, self._run.train, self._maker
         about_pairs = only_pairs or (bool(train.pairs) and rng.random() < PAIR_SHARE)
         condense = only_pairs or (about_pairs and rng.random() < CONDENSED_SHARE)
         rows = []

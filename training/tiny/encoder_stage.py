@@ -1,5 +1,5 @@
 """First stage of pretraining: the audio encoder learns words, letters, gender, emotion, speaker and sounds at
-once.
+once; and, where there is a trained decoder already, by that one's answers.
 
 Words and letters by CTC, of the one speaker, or of the first of two; the words of the second by a layer of
 its own. What a recording does not have (a speaker in a sound scene) adds no loss.
@@ -8,19 +8,18 @@ its own. What a recording does not have (a speaker in a sound scene) adds no los
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jiwer import wer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.tiny.decoder_stage import DecoderStage
 from training.tiny.features import Corpus, augment
+from training.tiny.model import encode
 from training.tiny.optimizer import MatrixOptimizer
-from training.tiny.records import Pair, Record
+from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
 from training.tiny.voices import EMOTIONS, GENDERS
@@ -28,29 +27,11 @@ from training.tiny.voices import EMOTIONS, GENDERS
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SPEAKER_WIDTH = 32  # of what speakers are told apart by
 SPEAKER_SCALE = 15.0  # of the cosines, as logits
+LISTENER_RATE = 2e-3  # where the encoder stays as it is
+ANSWER_WEIGHT = 2.0
+PAIR_SHARE = 0.15  # of the batches that have a decoder's answers is about two recordings
+PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
 NO_LABEL = -100
-WEIGHTS, PREFIX = "model.safetensors", "audio_tower."
-
-
-def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The audio tower over padded clips of true length, as the real one computes it over 30 s.
-
-    Args:
-        mels: [batch, num_mel_bins, frames]; lengths: frames that exist, [batch].
-
-    Returns:
-        Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4,
-        d_model], their number.
-    """
-    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
-    num_frames = (lengths - 1) // 2 + 1
-    num_tokens = (num_frames - 2) // 2 + 1
-    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
-    valid = torch.arange(hidden.shape[1], device=mels.device) < num_frames[:, None]
-    for layer in tower.layers:
-        hidden = layer(hidden, valid[:, None, None, :])
-    pooled = tower.layer_norm(tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2))
-    return hidden, num_frames, pooled, num_tokens
 
 
 class Listener(nn.Module):
@@ -112,31 +93,38 @@ class EncoderStage:
         self._tower.load_state_dict(saved["tower"])
         self._listener.load_state_dict(saved["listener"])
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Take the audio tower of an earlier checkpoint of the same architecture.
+    def train_listener(self, steps: int, batch_size: int) -> None:
+        """Train the layers that train the encoder, and leave the encoder as it is."""
+        optimizer = MatrixOptimizer([self._listener])
+        for step, indices in zip(range(steps), self._run.endless_batches(batch_size), strict=False):
+            with torch.no_grad():
+                heard = self._hear(indices)
+            losses = self._losses(indices, *heard)
+            optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
 
-        Raises:
-            RuntimeError: its layers have other shapes.
+    def train(
+        self, steps: int, batch_size: int, peak_rate: float, decoder: DecoderStage | None = None
+    ) -> None:
+        """Train for `steps`; the log gets the dev split's scores every 250.
+
+        decoder: a trained one, by whose answers the encoder learns too; it stays as it is.
         """
-        state = load_file(checkpoint / WEIGHTS)
-        found = {k.partition(PREFIX)[2]: v.float() for k, v in state.items() if PREFIX in k}
-        self._tower.load_state_dict(found)
-
-    def write(self, folder: Path) -> None:
-        """Write the audio tower alone, float16, as `start_from` reads it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {f"{PREFIX}{k}": v.half().cpu() for k, v in self._tower.state_dict().items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-
-    def train(self, steps: int, batch_size: int, peak_rate: float) -> None:
-        """Train for `steps`; the log gets the dev split's scores every 250."""
+        if decoder is not None:
+            decoder.takes_gradients(False)
         run, tower = self._run, self._tower.train()
         optimizer = MatrixOptimizer([tower, self._listener])
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            mels, lengths = augment(*run.train.pad(indices), run.generator)
-            losses = self._losses([run.train.records[i] for i in indices], mels, lengths)
-            loss = sum(losses.values(), torch.zeros(()))
+            pairs = (
+                self._pairs(batch_size // 2) if decoder is not None and run.rng.random() < PAIR_SHARE else []
+            )
+            clips = [clip for pair in pairs for clip in (pair.first, pair.second)] or indices
+            heard = self._hear(clips)
+            losses = self._losses(clips, *heard)
+            if decoder is not None:
+                _, _, tokens, num_tokens = heard
+                losses["answers"] = ANSWER_WEIGHT * decoder.heard_loss(clips, pairs, tokens, num_tokens)
+            loss = _sum(losses)
             optimizer.step(loss, learning_rate(step, steps, peak_rate))
             total += loss.item()
             if (step + 1) % 250 == 0 or step + 1 == steps:
@@ -147,12 +135,28 @@ class EncoderStage:
                     {"tower": tower.state_dict(), "listener": self._listener.state_dict()}, self._state
                 )
 
-    def _losses(self, records: list[Record], mels: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        run, listener = self._run, self._listener
+    def _pairs(self, count: int) -> list[Pair]:
+        """Pairs of speakers of the train split, as long as each other."""
+        rng, train = self._run.rng, self._run.train
+        drawn = rng.choices(train.pairs, k=count * PAIR_LENGTHS if train.pairs else 0)
+        drawn.sort(key=lambda pair: max(train.mels[i].shape[1] for i in (pair.first, pair.second)))
+        start = rng.randrange(PAIR_LENGTHS) * count
+        return drawn[start : start + count]
+
+    def _hear(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `encode` makes of the clips `indices` of the train split, augmented."""
+        run = self._run
+        mels, lengths = augment(*run.train.pad(indices), run.generator)
         with run.autocast():
-            frames, num_frames, tokens, num_tokens = encode(
-                self._tower, mels.to(run.device), lengths.to(run.device)
-            )
+            return encode(self._tower, mels.to(run.device), lengths.to(run.device))
+
+    def _losses(
+        self, indices: list[int], frames: Tensor, num_frames: Tensor, tokens: Tensor, num_tokens: Tensor
+    ) -> dict[str, Tensor]:
+        """By name, of what is heard of the clips `indices` (see `encode`)."""
+        run, listener = self._run, self._listener
+        records = [run.train.records[i] for i in indices]
+        with run.autocast():
             mean = mean_token(tokens, num_tokens)
         pieces = [self._ids(r.transcript) for r in records]
         spelled = [[LETTERS.index(c) for c in r.transcript or ""] for r in records]
@@ -238,6 +242,10 @@ def _verification(pairs: list[Pair], voices: Tensor) -> dict[str, float]:
     cosines, same = F.cosine_similarity(*ends), torch.tensor([p.same for p in pairs])
     right = (cosines[None] >= cosines[:, None]) == same  # [thresholds, pairs]
     return {"pairs": float(right.float().mean(1).max())}
+
+
+def _sum(losses: dict[str, Tensor]) -> Tensor:
+    return sum(losses.values(), torch.zeros(()))
 
 
 def _index(names: tuple[str, ...]) -> dict[str, int]:

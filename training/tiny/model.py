@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -112,6 +113,27 @@ def build_model(tokenizer: Any) -> Any:
     return model
 
 
+def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The audio tower over padded clips of true length, as the real one computes it over 30 s.
+
+    Args:
+        mels: [batch, num_mel_bins, frames]; lengths: frames that exist, [batch].
+
+    Returns:
+        Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4,
+        d_model], their number.
+    """
+    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
+    num_frames = (lengths - 1) // 2 + 1
+    num_tokens = (num_frames - 2) // 2 + 1
+    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    valid = torch.arange(hidden.shape[1], device=mels.device) < num_frames[:, None]
+    for layer in tower.layers:
+        hidden = layer(hidden, valid[:, None, None, :])
+    pooled = tower.layer_norm(tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2))
+    return hidden, num_frames, pooled, num_tokens
+
+
 def split_heads(model: Any, parts: int = SPLIT) -> Any:
     """Split every decoder head into ``parts`` finer heads; the function stays the same.
 
@@ -141,6 +163,29 @@ def split_heads(model: Any, parts: int = SPLIT) -> Any:
             state[name] = columns.reshape(value.shape[0], heads * parts * dim)
     fine.load_state_dict(state)
     return fine
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer of a checkpoint that `save` wrote, and its model in float32 with its heads as they were
+    before `split_heads`: to train on.
+
+    Raises:
+        OSError: `folder` has no checkpoint.
+        RuntimeError: its layers have other shapes.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    fine = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = build_model(tokenizer)
+    text = model.config.text_config
+    heads, dim = text.num_attention_heads, text.head_dim
+    state = dict(fine.state_dict())
+    for name, value in list(state.items()):
+        if ".q_proj." in name and "language_model" in name:
+            state[name] = value.view(heads, -1, dim, *value.shape[1:])[:, 0].flatten(0, 1)
+        elif ".o_proj." in name and "language_model" in name:
+            state[name] = value.view(len(value), heads, -1, dim).sum(2).flatten(1)
+    model.load_state_dict(state)
+    return tokenizer, model
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -25,9 +25,11 @@ class MatrixOptimizer:
         others = [p for _, p in named if id(p) not in taken]
         self._parameters = [p for _, p in named]
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98)),
+            torch.optim.AdamW(others, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
         ]
+        if matrices:
+            muon = torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(muon)
 
     def step(self, loss: torch.Tensor, rate: float) -> None:
         """Backward pass and update with learning rate `rate`; gradients are clipped to `MAX_GRAD_NORM`."""

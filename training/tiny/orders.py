@@ -1,7 +1,8 @@
 """Spoken coffee orders of people, which come with slots and without transcripts, as records to train on.
 
 Of many orders that the grammar can make of a recording's slots, the one that the trained encoder finds
-likeliest is taken as its transcript. A quarter of the recordings is held out, to measure with.
+likeliest is taken as its transcript. Who speaks is not told either: a low voice is taken for a man's and a
+high one for a woman's. A quarter of the recordings is held out, to measure with.
 
 Source of the recordings: Picovoice's speech-to-intent benchmark (Apache-2.0).
 """
@@ -25,10 +26,11 @@ from training.tiny.coffee import draw_order_of
 from training.tiny.encoder_stage import LETTERS, EncoderStage
 from training.tiny.features import Corpus, feature_extractor, log_mel
 from training.tiny.records import Record
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+from training.tiny.studio import SAMPLE_RATE_HZ, Wave, median_pitch_hz
 
 NUM_DRAWS = 400
 MAX_SPEECH_S = 30.0
+MALE_BELOW_HZ, FEMALE_ABOVE_HZ = 150.0, 185.0  # median pitch; hardly anybody is between
 MAX_NATS_PER_LETTER = 2.0  # of the likeliest order; where no order fits better, something else was said
 
 
@@ -59,6 +61,13 @@ def without_silence(wave: Wave) -> Wave:
     return wave[spans[0].start : spans[-1].end] if spans else wave
 
 
+def likely_gender(pitch_hz: float) -> str | None:
+    """Of a grown-up, by the median pitch; None where that does not tell."""
+    if pitch_hz < MALE_BELOW_HZ:
+        return "male"
+    return "female" if pitch_hz > FEMALE_ABOVE_HZ else None
+
+
 def transcribed_orders(folder: Path, encoder: EncoderStage, seed: int) -> Corpus:
     """The recordings that are not held out, with the transcripts that fit them best.
 
@@ -71,11 +80,18 @@ def transcribed_orders(folder: Path, encoder: EncoderStage, seed: int) -> Corpus
         rng = Random(f"{seed}-{name}")
         orders = sorted({draw_order_of(slots, rng) for _ in range(NUM_DRAWS)})
         wave = read_wave(folder / name)
-        mel = log_mel(without_silence(wave), extractor)
+        speech = without_silence(wave)
+        mel = log_mel(speech, extractor)
         nats = negative_log_likelihoods(encoder.letter_log_probs(mel), [english for english, _ in orders])
         english, german = orders[int(nats.argmin())]
         if float(nats.min()) <= MAX_NATS_PER_LETTER * len(english):
-            records += [Record(path=str(folder / name), transcript=english, translation=german)] * 2
+            record = Record(
+                path=str(folder / name),
+                transcript=english,
+                translation=german,
+                gender=likely_gender(median_pitch_hz(speech)),
+            )
+            records += [record] * 2
             mels += [mel, log_mel(wave, extractor)]
     return Corpus(records, mels, [])
 

@@ -3,6 +3,9 @@
 Two stages (`encoder_stage`, `decoder_stage`). ``--orders`` adds recorded coffee orders (`orders`), which the
 encoder transcribes when it has learnt to, and goes on learning with. Last, every head of the decoder is split
 into finer ones; the function stays the same. Head masks are never known here.
+
+``--start-from`` goes on from a finished checkpoint. With ``--decoder-steps 0`` everything behind its encoder
+stays as it is, so that its head masks, which were trained on that, go on being good starts.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from training.tiny.orders import transcribed_orders
 from training.tiny.run import Run
 
 ORDER_REPEATS = 4  # of each recorded order in a pass over the corpus
+LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
 
 
 def main(
@@ -36,7 +40,7 @@ def main(
     order_steps: Annotated[int, typer.Option(help="Steps of the encoder with the orders.")] = 1500,
     order_rate: Annotated[float, typer.Option(help="Peak learning rate of these steps.")] = 3e-4,
     decoder_steps: Annotated[
-        int, typer.Option(help="Steps of the decoder stage; 0 reads its saved state.")
+        int, typer.Option(help="Steps of the decoder stage; 0 reads its saved state, or leaves it as it is.")
     ] = 2000,
     batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 32,
     dropout_from: Annotated[
@@ -46,11 +50,11 @@ def main(
         int, typer.Option(help="First steps of the decoder stage, on pairs of speakers alone.")
     ] = 0,
     encoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the encoder stage.")] = 1e-3,
-    encoder_from: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose audio encoder is where the encoder stage starts.")
-    ] = None,
-    encoder_out: Annotated[
-        Path | None, typer.Option(help="Folder for the encoder alone, which --encoder-from reads.")
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Finished checkpoint to go on from; its encoder then learns by its decoder's answers too."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
@@ -63,26 +67,25 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")] = 0,
 ) -> None:
     """Pretrain encoder and decoder, split the heads and write the checkpoint."""
-    run = Run(corpus, work, device, seed, half=half)
+    run = Run(corpus, work, device, seed, half=half, checkpoint=start_from)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
     if resume_decoder:
         decoder.load()
-    if encoder_from is not None:
-        encoder.start_from(encoder_from)
-    if resume or not encoder_steps:
+    if resume or not (encoder_steps or start_from):
         encoder.load()
+    elif start_from and (encoder_steps or orders):
+        encoder.train_listener(LISTENER_STEPS, batch_size)
+    answering = decoder if start_from else None
     if encoder_steps:
-        encoder.train(encoder_steps, batch_size, encoder_rate)
+        encoder.train(encoder_steps, batch_size, encoder_rate, answering)
     if orders is not None:
         more = transcribed_orders(orders, encoder, seed)
         run.train = run.train.with_more(more, ORDER_REPEATS)
         run.report(stage="orders", transcribed=len(more.records))
-        encoder.train(order_steps, batch_size, order_rate)
-    if encoder_out is not None:
-        encoder.write(encoder_out)
+        encoder.train(order_steps, batch_size, order_rate, answering)
     if decoder_steps:
         decoder.train(decoder_steps, batch_size, dropout_from, pair_steps)
-    else:
+    elif not start_from:
         decoder.load()
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from training.tiny.features import Corpus
-from training.tiny.model import build_model, train_tokenizer
+from training.tiny.model import build_model, load, train_tokenizer
 from training.tiny.records import Record
 from training.tiny.segments import INSTRUCTIONS, texts_of
 
@@ -35,10 +35,20 @@ def tokenizer_texts(records: list[Record]) -> list[str]:
 class Run:
     """State of one pretraining; `work` keeps the log and the stages' weights.
 
-    `half` computes in bfloat16 where that is safe; weights, optimizer and attention stay float32.
+    `half` computes in bfloat16 where that is safe; weights, optimizer and attention stay float32. Where
+    `checkpoint` is given, tokenizer and model are those of that finished one; otherwise they are new.
     """
 
-    def __init__(self, corpus: Path, work: Path, device: str, seed: int, *, half: bool = True) -> None:
+    def __init__(
+        self,
+        corpus: Path,
+        work: Path,
+        device: str,
+        seed: int,
+        *,
+        half: bool = True,
+        checkpoint: Path | None = None,
+    ) -> None:
         torch.manual_seed(seed)
         work.mkdir(parents=True, exist_ok=True)
         self.device, self.work, self.seed, self._half = device, work, seed, half
@@ -46,8 +56,13 @@ class Run:
         self.generator = torch.Generator().manual_seed(seed)
         started = time.monotonic()
         self.train, self.dev = Corpus.load(corpus / "train"), Corpus.load(corpus / "dev")
-        self.tokenizer: Any = train_tokenizer(tokenizer_texts(self.train.records))
-        self.model = build_model(self.tokenizer).to(device)
+        self.tokenizer: Any
+        if checkpoint is None:
+            self.tokenizer = train_tokenizer(tokenizer_texts(self.train.records))
+            model = build_model(self.tokenizer)
+        else:
+            self.tokenizer, model = load(checkpoint)
+        self.model = model.to(device)
         self._log = (work / "log.jsonl").open("a", encoding="utf-8")
         self.report(stage="features", clips=len(self.train.mels), seconds=time.monotonic() - started)
 

@@ -112,9 +112,17 @@ class RowMaker:
         self._backend = tokenizer.backend_tokenizer
         self._end = tokenizer.convert_tokens_to_ids(IM_END)
 
-    def one(self, clip: int, record: Record, *, unprompted: bool, degrade: bool) -> Row:
-        """A row about one recording."""
-        return self._row((clip,), texts_of(record), unprompted=unprompted, degrade=degrade)
+    def one(
+        self,
+        clip: int,
+        record: Record,
+        *,
+        unprompted: bool,
+        degrade: bool,
+        segments: int = SEGMENTS_PER_ROW,
+    ) -> Row:
+        """A row about one recording; of up to `segments` tasks, where it has instructions."""
+        return self._row((clip,), texts_of(record), unprompted=unprompted, degrade=degrade, segments=segments)
 
     def two(self, pair: Pair, records: list[Record], *, unprompted: bool, degrade: bool) -> Row:
         """A row about two recordings."""
@@ -122,13 +130,21 @@ class RowMaker:
         texts = {"asv": pair.answer, "asr": both} if unprompted else {"asv": pair.answer}
         return self._row((pair.first, pair.second), texts, unprompted=unprompted, degrade=degrade)
 
-    def _row(self, clips: tuple[int, ...], texts: dict[str, str], *, unprompted: bool, degrade: bool) -> Row:
+    def _row(
+        self,
+        clips: tuple[int, ...],
+        texts: dict[str, str],
+        *,
+        unprompted: bool,
+        degrade: bool,
+        segments: int = SEGMENTS_PER_ROW,
+    ) -> Row:
         rng, tasks = self._rng, list(texts)
         if unprompted:
             shares = [UNPROMPTED_SHARES[task] for task in tasks]
             names = rng.choices(tasks, shares, k=min(UNPROMPTED_PER_ROW, len(tasks)))
             return Row(clips, [([], self._answer(texts[name])) for name in names])
-        names = rng.sample(tasks, min(SEGMENTS_PER_ROW, len(tasks)))
+        names = rng.sample(tasks, min(segments, len(tasks)))
         prompts = [[*self._ids(instruction(name, rng, degrade)), self._end] for name in names]
         return Row(clips, [(p, self._answer(texts[n])) for p, n in zip(prompts, names, strict=True)])
 

@@ -150,6 +150,26 @@ def _range_factor(prosody: Prosody) -> float:
     return min(2.2, prosody.spread)
 
 
+def _pyworld() -> Any:
+    with warnings.catch_warnings():  # pyworld asks setuptools for its own version
+        warnings.simplefilter("ignore")
+        import pyworld
+    return pyworld
+
+
+def _pitch(signal: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pitch in Hz, 0 where there is no voice, and the times in seconds, [num_frames] each."""
+    pyworld = _pyworld()
+    f0, times = pyworld.dio(signal, SAMPLE_RATE_HZ, frame_period=FRAME_PERIOD_MS)
+    return pyworld.stonemask(signal, f0, times, SAMPLE_RATE_HZ), times
+
+
+def median_pitch_hz(wave: Wave) -> float:
+    """Of the voiced parts of speech, float32 [num_samples] at 16 kHz; nan where there are none."""
+    f0, _ = _pitch(wave.astype(np.float64))
+    return float(np.median(f0[f0 > 0])) if (f0 > 0).any() else float("nan")
+
+
 def resynthesise(wave: Wave, pitch_hz: float, spread: float, *, tract: float) -> Wave:
     """Move speech to another mean pitch, pitch range and vocal tract; the duration stays.
 
@@ -158,13 +178,8 @@ def resynthesise(wave: Wave, pitch_hz: float, spread: float, *, tract: float) ->
 
     Source: the WORLD vocoder (Morise et al., IEICE Trans. 2016), as pyworld has it.
     """
-    with warnings.catch_warnings():  # pyworld asks setuptools for its own version
-        warnings.simplefilter("ignore")
-        import pyworld
-
-    signal = wave.astype(np.float64)
-    f0, times = pyworld.dio(signal, SAMPLE_RATE_HZ, frame_period=FRAME_PERIOD_MS)
-    f0 = pyworld.stonemask(signal, f0, times, SAMPLE_RATE_HZ)
+    pyworld, signal = _pyworld(), wave.astype(np.float64)
+    f0, times = _pitch(signal)
     envelope = pyworld.cheaptrick(signal, f0, times, SAMPLE_RATE_HZ)
     aperiodicity = pyworld.d4c(signal, f0, times, SAMPLE_RATE_HZ)
     voiced = f0 > 0

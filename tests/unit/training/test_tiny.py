@@ -20,11 +20,12 @@ from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.model import build_model, split_heads, train_tokenizer
 from training.tiny.optimizer import MatrixOptimizer
-from training.tiny.orders import is_held_out, negative_log_likelihoods
+from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
 from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
 from training.tiny.sounds import EVENTS, make_event
+from training.tiny.studio import median_pitch_hz
 
 UTTERANCE = Record(
     path="a.flac",
@@ -150,6 +151,18 @@ def test_a_folder_of_prompts_names_its_speaker_and_the_gender(tmp_path: Path) ->
 def test_a_gender_counts_where_it_is_the_whole_answer() -> None:
     assert share_of("male", ["male", "female", "male voice", "male"]) == {"num_examples": 4, "accuracy": 0.5}
     assert share_of("male", []) == {"num_examples": 0, "accuracy": 0.0}
+
+
+def test_a_low_voice_is_a_man_s_and_a_high_one_a_woman_s() -> None:
+    seconds = np.arange(16_000) / 16_000
+
+    def voice(pitch_hz: float) -> np.ndarray:
+        return sum(np.sin(2 * np.pi * pitch_hz * n * seconds) / n for n in range(1, 20)).astype(np.float32)
+
+    pitches = [median_pitch_hz(voice(hz)) for hz in (110.0, 168.0, 220.0)]
+    np.testing.assert_allclose(pitches, [110, 168, 220], rtol=0.02)
+    assert [likely_gender(hz) for hz in pitches] == ["male", None, "female"]
+    assert likely_gender(median_pitch_hz(np.zeros(16_000, dtype=np.float32))) is None
 
 
 def test_about_a_quarter_of_recorded_orders_is_held_out() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lalm.families import load_family
 from training.tiny.corpus import write_manifests
 from training.tiny.decoder_stage import DecoderStage, condensed
 from training.tiny.encoder_stage import EncoderStage
+from training.tiny.model import encode
 from training.tiny.pretrain import main
 from training.tiny.records import Pair, Record
 from training.tiny.run import Run
@@ -50,21 +52,41 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_comes_out_and_the_log_says_how(corpus: Path, tmp_path: Path) -> None:
-    work, encoder_out = tmp_path / "work", tmp_path / "encoder"
-    options = {"work": work, "encoder_out": encoder_out, "encoder_steps": 2, "decoder_steps": 4}
-    main(corpus, tmp_path / "checkpoint", **options, batch_size=4)  # type: ignore[arg-type]
+    work = tmp_path / "work"
+    main(corpus, tmp_path / "checkpoint", work=work, encoder_steps=2, decoder_steps=4, batch_size=4)
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["features", "encoder", "decoder"]
     assert all(np.isfinite(line["loss"]) for line in lines[1:])
     identity = load_family(tmp_path / "checkpoint").identity
     assert (identity.num_layers, identity.num_heads) == (4, 256)
 
-    run = Run(corpus, tmp_path / "other", "cpu", seed=1)
-    stage, tower = EncoderStage(run), run.model.model.audio_tower
-    stage.start_from(encoder_out)
-    trained = torch.load(work / "encoder.pt", weights_only=True)["tower"]
-    for name, value in tower.state_dict().items():
-        torch.testing.assert_close(value, trained[name].half().float())
+
+def test_a_finished_checkpoint_goes_on_from_where_it_is(corpus: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(corpus, first, work=tmp_path / "work", encoder_steps=2, decoder_steps=4, batch_size=4)
+    options = {"encoder_steps": 2, "decoder_steps": 0, "batch_size": 4, "start_from": first}
+    main(corpus, second, work=tmp_path / "more", **options)  # type: ignore[arg-type]
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("audio_tower.layer" in name or "audio_tower.conv" in name for name in changed)
+
+
+def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path) -> None:
+    run = Run(corpus, tmp_path / "work", "cpu", seed=1)
+    encoder, decoder = EncoderStage(run), DecoderStage(run)
+
+    def gradients(pairs: list[Pair]) -> list[bool]:
+        heard = encode(run.model.model.audio_tower, *run.train.pad([0, 3]))
+        run.model.zero_grad()
+        decoder.heard_loss([0, 3], pairs, *heard[2:]).backward()
+        parts = (run.model.model.audio_tower.conv1, run.model.model.language_model.layers[0].mlp.up_proj)
+        return [part.weight.grad is not None and bool(part.weight.grad.any()) for part in parts]
+
+    encoder.train_listener(1, 4)
+    assert gradients([]) == gradients(run.train.pairs[:1]) == [True, True]
+    encoder.train(1, 4, 1e-3, decoder)
+    assert gradients([]) == gradients(run.train.pairs[:1]) == [True, False]
 
 
 def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> None:
