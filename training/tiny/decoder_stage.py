@@ -34,7 +34,7 @@ CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean 
 CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 MAX_DROPOUT = 0.5
-HEARD_SEGMENTS = 2  # answers a clip that the encoder learns by
+HEARD_SHARE, HEARD_SEGMENTS = 0.5, 3  # the clips whose answers the encoder learns by, and answers each
 
 
 class HeadDropout:
@@ -122,11 +122,12 @@ class DecoderStage:
         if pairs:
             rows = [maker.two(pair, records, unprompted=False, degrade=False) for pair in pairs]
             return self.answer_loss(rows, [heard[2 * i : 2 * i + 2] for i in range(len(pairs))])
+        some = self._run.rng.sample(range(len(indices)), max(1, round(len(indices) * HEARD_SHARE)))
         rows = [
             maker.one(i, records[i], unprompted=False, degrade=False, segments=HEARD_SEGMENTS)
-            for i in indices
+            for i in (indices[row] for row in some)
         ]
-        return self.answer_loss(rows, [[clip] for clip in heard])
+        return self.answer_loss(rows, [[heard[row]] for row in some])
 
     def takes_gradients(self, takes: bool) -> None:
         """Whether what is behind the encoder is to learn, or to stay as it is."""

@@ -3,9 +3,10 @@
 Digits of the Free Spoken Digit Dataset: the share of takes of the held-out speaker whose transcript is the
 digit and nothing else. Coffee orders of Picovoice's speech-to-intent benchmark, which come with slots and
 no transcripts: the share of the slots' words that stand in the transcript, of the orders held out. Gender:
-the share of a speaker's recordings that are answered with the right gender and nothing else, for the held-out
-speaker of the digits and those of Asterisk's telephone prompts, in English and other languages; nobody of
-these was heard in training.
+the share of a speaker's recordings that are answered with the right gender and nothing else, and the share
+of those of which the right one is the likelier of the two labels, as the service's scores tell; for the
+held-out speaker of the digits and those of Asterisk's telephone prompts, in English and other languages;
+nobody of these was heard in training.
 
 Prompts: Debian's asterisk-core-sounds-{en,es,fr,it,ru}-wav and asterisk-prompt-it-menardi-wav (CC BY-SA 3.0,
 the Russian ones CC BY 3.0), which name a speaker's folder like en_US_f_Allison.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,10 @@ import typer
 from lalm.families import load_family
 from lalm.family import ModelFamily
 from lalm.head_mask import MaskFile
+from training.batches import AudioEmbeddings
 from training.generation import generate
+from training.label_scores import label_scores
+from training.manifest import Example
 from training.tiny.digits import HELD_OUT_SPEAKER
 from training.tiny.grammar import DIGITS
 from training.tiny.orders import is_held_out, read_labels, read_wave
@@ -87,6 +91,15 @@ def share_of(answer: str, answers: Iterable[str]) -> dict[str, float]:
     return {"num_examples": len(right), "accuracy": sum(right) / max(1, len(right))}
 
 
+def likeliest_label_accuracy(family: ModelFamily, mask: MaskFile, label: str, paths: Sequence[Path]) -> float:
+    """Share of the recordings of which ``label`` is the likeliest of the labels of the mask's task."""
+    labels = mask.task.output.labels or ()
+    examples = [Example(((path,),), label, None, path, 1) for path in paths]
+    audio = AudioEmbeddings(family, examples, keep=True)
+    scores = label_scores(family, audio, labels, head_mask=mask.head_mask, instruction=None)
+    return float((scores.argmax(1) == labels.index(label)).mean())
+
+
 def thinned(paths: list[Path], limit: int | None) -> list[Path]:
     """About ``limit`` of them, evenly spread."""
     return paths[:: max(1, len(paths) // limit)] if limit else paths
@@ -124,8 +137,11 @@ def main(
             wanted = [path for path in sorted((prompts / name).rglob("*.wav")) if is_a_sentence(path)]
             speakers[name] = known, wanted
     for name, (known, paths) in speakers.items():
-        answers = transcripts(family, gender, thinned(paths, max_examples))
-        results[f"{known}: {name}"] = share_of(known, answers)
+        paths = thinned(paths, max_examples)
+        results[f"{known}: {name}"] = {
+            **share_of(known, transcripts(family, gender, paths)),
+            "of_likeliest_label": likeliest_label_accuracy(family, gender, known, paths),
+        }
     print(json.dumps(results, indent=1))
 
 
