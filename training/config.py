@@ -88,6 +88,7 @@ class RunConfig(_Section):
     """How a training runs and what it leaves behind."""
 
     init_from: Path | None = None  # a mask file or a run's folder to go on from; see docs/training.md
+    init_other_weights: bool = False  # that mask file may be of the model before its weights changed
     folder: Path | None = None  # checkpoints and logs; default runs/<task>
     seed: Annotated[int, Field(ge=0)] = 0
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # a training each; the best head mask is written

@@ -27,7 +27,8 @@ def initial_logits(config: TrainConfig, family: ModelFamily) -> Tensor | None:
     Raises:
         CheckpointError: a folder without a checkpoint, or one of another model.
         ConfigError: a mask file of another task.
-        HeadMaskError: a mask file that cannot be read, or of another model.
+        HeadMaskError: a mask file that cannot be read, or of another model: of other weights, where
+            `run.init_other_weights` does not allow them.
     """
     path = config.run.init_from
     if path is None:
@@ -38,7 +39,7 @@ def initial_logits(config: TrainConfig, family: ModelFamily) -> Tensor | None:
             raise CheckpointError(f"{path}: made for a model with fingerprint {fingerprint}")
         return logits
     mask_file = MaskFile.load(path)
-    mask_file.check_model(family.identity, path)
+    mask_file.check_model(family.identity, path, weights=not config.run.init_other_weights)
     if mask_file.task.output != config.task.output or mask_file.task.num_audios != config.task.num_audios:
         raise ConfigError(f"{path}: answers of task {mask_file.task.name!r} have another form")
     heads = torch.from_numpy(mask_file.head_mask.heads.copy())

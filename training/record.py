@@ -16,7 +16,17 @@ from training.mask_logits import binarise
 from training.processes import Processes
 from training.step import step_batch_size
 
-_RUN_KEYS = {"seed", "valid_every", "select_by", "keep_best", "patience", "dtype", "amp", "init_from"}
+_RUN_KEYS = {
+    "seed",
+    "valid_every",
+    "select_by",
+    "keep_best",
+    "patience",
+    "dtype",
+    "amp",
+    "init_from",
+    "init_other_weights",
+}
 
 
 def recipe_of(

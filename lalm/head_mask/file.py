@@ -114,8 +114,10 @@ class MaskFile(BaseModel):
             "evaluation": _sorted(dict(self.evaluation)),
         }
 
-    def check_model(self, identity: ModelIdentity, path: Path) -> None:
+    def check_model(self, identity: ModelIdentity, path: Path, *, weights: bool = True) -> None:
         """Hold the file against the model at hand; `path` is for the message.
+
+        weights: whether it must have been made for the same weights, or only for the same shape.
 
         Raises:
             HeadMaskError: made for another family, another shape, or other weights.
@@ -127,7 +129,7 @@ class MaskFile(BaseModel):
         if _by(ours.num_layers, ours.num_heads) != shape:
             made_for = _by(ours.num_layers, ours.num_heads)
             raise HeadMaskError(path, f"made for {made_for}, the model {theirs.name!r} has {shape}")
-        if ours.fingerprint != theirs.fingerprint:
+        if weights and ours.fingerprint != theirs.fingerprint:
             raise HeadMaskError(
                 path,
                 f"made for {ours.name!r} with fingerprint {ours.fingerprint}, "

@@ -86,6 +86,23 @@ def test_what_belongs_to_another_model_or_task_is_refused(
         initial_logits(make_recipe(run={"init_from": path}), toy_family)
 
 
+def test_a_mask_of_the_model_before_its_weights_changed_is_a_start_where_that_is_said(
+    toy_family: ModelFamily, make_recipe: MakeRecipe
+) -> None:
+    path = train(make_recipe(steps=1), family=toy_family)
+    mask_file = MaskFile.load(path)
+    before = mask_file.model.model_copy(update={"fingerprint": f"sha256:{0:064}"})
+    mask_file.model_copy(update={"model": before}).save(path)
+    with pytest.raises(HeadMaskError, match="fingerprint"):
+        initial_logits(make_recipe(run={"init_from": path}), toy_family)
+    run = {"init_from": path, "init_other_weights": True}
+    logits = initial_logits(make_recipe(run=run), toy_family)
+    assert logits is not None
+    assert torch.equal(logits > 0, torch.from_numpy(mask_file.head_mask.heads))
+    with pytest.raises(HeadMaskError, match="made for"):
+        initial_logits(make_recipe(run={**run, "init_from": TINY_MASK}), toy_family)
+
+
 def test_a_mask_file_of_the_embedded_model_and_a_folder_make_a_recipe(tmp_path: Path) -> None:
     config = recipe_to_continue(None, TINY_MASK, tmp_path, {"optim.steps": 7})
     assert config.task == MaskFile.load(TINY_MASK).task
