@@ -54,6 +54,10 @@ def train_tokenizer(texts: list[str]) -> Any:
         vocab_size=800, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _for_transformers(tokenizer)
+
+
+def _for_transformers(tokenizer: Tokenizer) -> Any:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, additional_special_tokens=SPECIAL_TOKENS[1:]
     )
@@ -173,7 +177,7 @@ def load(folder: Path) -> tuple[Any, Any]:
         OSError: `folder` has no checkpoint.
         RuntimeError: its layers have other shapes.
     """
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = _for_transformers(Tokenizer.from_file(str(folder / "tokenizer.json")))
     fine = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model = build_model(tokenizer)
     text = model.config.text_config
