@@ -23,6 +23,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lalm.copied_heads import merge_copied_heads
 from training.tiny.features import NUM_MEL_BINS, feature_extractor
 
 SPECIAL_TOKENS = [
@@ -179,16 +180,9 @@ def load(folder: Path) -> tuple[Any, Any]:
     """
     tokenizer = _for_transformers(Tokenizer.from_file(str(folder / "tokenizer.json")))
     fine = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    merge_copied_heads(fine.model.language_model)
     model = build_model(tokenizer)
-    text = model.config.text_config
-    heads, dim = text.num_attention_heads, text.head_dim
-    state = dict(fine.state_dict())
-    for name, value in list(state.items()):
-        if ".q_proj." in name and "language_model" in name:
-            state[name] = value.view(heads, -1, dim, *value.shape[1:])[:, 0].flatten(0, 1)
-        elif ".o_proj." in name and "language_model" in name:
-            state[name] = value.view(len(value), heads, -1, dim).sum(2).flatten(1)
-    model.load_state_dict(state)
+    model.load_state_dict(fine.state_dict())
     return tokenizer, model
 
 
