@@ -91,13 +91,23 @@ def share_of(answer: str, answers: Iterable[str]) -> dict[str, float]:
     return {"num_examples": len(right), "accuracy": sum(right) / max(1, len(right))}
 
 
-def likeliest_label_accuracy(family: ModelFamily, mask: MaskFile, label: str, paths: Sequence[Path]) -> float:
-    """Share of the recordings of which ``label`` is the likeliest of the labels of the mask's task."""
+def gender_accuracy(
+    family: ModelFamily, mask: MaskFile, gender: str, paths: Sequence[Path]
+) -> dict[str, float]:
+    """Share of the recordings that are answered with ``gender``, and of those where it is the likeliest of
+    the labels of the mask's task."""
+    examples = [Example(((path,),), gender, None, path, 1) for path in paths]
+    audio, head_mask = AudioEmbeddings(family, examples, keep=True), mask.head_mask
+    prompts = [family.embed_prompt(embeds) for embeds in audio.get(range(len(audio)))]
+    answers = [
+        family.decode_tokens(ids)
+        for prompt in prompts
+        for ids in generate(family, [prompt], head_mask=head_mask, max_new_tokens=mask.task.max_new_tokens)
+    ]
     labels = mask.task.output.labels or ()
-    examples = [Example(((path,),), label, None, path, 1) for path in paths]
-    audio = AudioEmbeddings(family, examples, keep=True)
-    scores = label_scores(family, audio, labels, head_mask=mask.head_mask, instruction=None)
-    return float((scores.argmax(1) == labels.index(label)).mean())
+    scores = label_scores(family, audio, labels, head_mask=head_mask, instruction=None)
+    likeliest = (labels[column] for column in scores.argmax(1))
+    return {**share_of(gender, answers), "of_likeliest_label": share_of(gender, likeliest)["accuracy"]}
 
 
 def thinned(paths: list[Path], limit: int | None) -> list[Path]:
@@ -137,11 +147,7 @@ def main(
             wanted = [path for path in sorted((prompts / name).rglob("*.wav")) if is_a_sentence(path)]
             speakers[name] = known, wanted
     for name, (known, paths) in speakers.items():
-        paths = thinned(paths, max_examples)
-        results[f"{known}: {name}"] = {
-            **share_of(known, transcripts(family, gender, paths)),
-            "of_likeliest_label": likeliest_label_accuracy(family, gender, known, paths),
-        }
+        results[f"{known}: {name}"] = gender_accuracy(family, gender, known, thinned(paths, max_examples))
     print(json.dumps(results, indent=1))
 
 
