@@ -115,9 +115,7 @@ class EncoderStage:
         optimizer = MatrixOptimizer([tower, self._listener])
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            pairs = (
-                self._pairs(batch_size // 2) if decoder is not None and run.rng.random() < PAIR_SHARE else []
-            )
+            pairs = self._pairs(batch_size // 2) if decoder is not None else []
             clips = [clip for pair in pairs for clip in (pair.first, pair.second)] or indices
             heard = self._hear(clips)
             losses = self._losses(clips, *heard)
@@ -136,8 +134,10 @@ class EncoderStage:
                 )
 
     def _pairs(self, count: int) -> list[Pair]:
-        """Pairs of speakers of the train split, as long as each other."""
+        """Pairs of speakers of the train split, as long as each other; in most batches none."""
         rng, train = self._run.rng, self._run.train
+        if rng.random() >= PAIR_SHARE:
+            return []
         drawn = rng.choices(train.pairs, k=count * PAIR_LENGTHS if train.pairs else 0)
         drawn.sort(key=lambda pair: max(train.mels[i].shape[1] for i in (pair.first, pair.second)))
         start = rng.randrange(PAIR_LENGTHS) * count
