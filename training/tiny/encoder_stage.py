@@ -3,11 +3,15 @@ once; and, where there is a trained decoder already, by that one's answers.
 
 Words and letters by CTC, of the one speaker, or of the first of two; the words of the second by a layer of
 its own. What a recording does not have (a speaker in a sound scene) adds no loss.
+
+A new encoder learns much faster with a trained one beside it, even one that hears worse: at first it is to
+put out what that one does, frame by frame.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +21,7 @@ from torch.nn import functional as F
 
 from training.tiny.decoder_stage import DecoderStage
 from training.tiny.features import Corpus, augment
-from training.tiny.model import encode
+from training.tiny.model import encode, new_tower
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
@@ -28,7 +32,20 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SPEAKER_WIDTH = 32  # of what speakers are told apart by
 SPEAKER_SCALE = 15.0  # of the cosines, as logits
 LISTENER_RATE = 2e-3  # where the encoder stays as it is
-ANSWER_WEIGHT = 2.0
+WEIGHTS = {  # of the losses; of others 1
+    "words": 2.0,
+    "letters": 0.7,
+    "gender": 2.0,
+    "emotion": 5.0,
+    "speaker": 0.5,
+    "events": 2.0,
+    "answers": 2.0,
+    "tokens": 4.0,
+    "frames": 2.0,
+}
+TAUGHT_STEPS = 1000  # a new encoder has a teacher
+SILENT_STEPS = 400  # and for these learns by no answers
+FLAT_SHARE = 0.6  # of a taught encoder's steps have the peak learning rate
 PAIR_SHARE = 0.15  # of the batches that have a decoder's answers is about two recordings
 PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
 NO_LABEL = -100
@@ -86,6 +103,14 @@ class EncoderStage:
         width, vocabulary = self._tower.config.d_model, len(run.tokenizer)
         self._listener = Listener(width, vocabulary, names).to(run.device)
         self._state = run.work / "encoder.pt"
+        self._teacher: Any = None
+
+    def renew(self) -> None:
+        """Put a new tower in the place of the run's, which teaches it from now on."""
+        self._teacher = self._tower.eval().requires_grad_(False)
+        self._tower = new_tower(self._teacher, *self._run.some_clips()).to(self._run.device)
+        self._run.model.model.audio_tower = self._tower
+        self._run.model.config.audio_config = self._tower.config
 
     def load(self) -> None:
         """Read the tower that an earlier run saved."""
@@ -97,8 +122,9 @@ class EncoderStage:
         """Train the layers that train the encoder, and leave the encoder as it is."""
         optimizer = MatrixOptimizer([self._listener])
         for step, indices in zip(range(steps), self._run.endless_batches(batch_size), strict=False):
+            mels, lengths = self._augmented(indices)
             with torch.no_grad():
-                heard = self._hear(indices)
+                heard = self._hear(self._tower, mels, lengths)
             losses = self._losses(indices, *heard)
             optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
 
@@ -107,23 +133,19 @@ class EncoderStage:
     ) -> None:
         """Train for `steps`; the log gets the dev split's scores every 250.
 
-        decoder: a trained one, by whose answers the encoder learns too; it stays as it is.
+        decoder: a trained one, by whose answers the encoder learns too (a new one only after `SILENT_STEPS`);
+        it stays as it is.
         """
         if decoder is not None:
             decoder.takes_gradients(False)
+        flat = round(FLAT_SHARE * steps) if self._teacher is not None else 0
         run, tower = self._run, self._tower.train()
         optimizer = MatrixOptimizer([tower, self._listener])
         started, total = time.monotonic(), 0.0
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            pairs = self._pairs(batch_size // 2) if decoder is not None else []
-            clips = [clip for pair in pairs for clip in (pair.first, pair.second)] or indices
-            heard = self._hear(clips)
-            losses = self._losses(clips, *heard)
-            if decoder is not None:
-                _, _, tokens, num_tokens = heard
-                losses["answers"] = ANSWER_WEIGHT * decoder.heard_loss(clips, pairs, tokens, num_tokens)
+            losses = self._losses_of_step(step, indices, decoder)
             loss = _sum(losses)
-            optimizer.step(loss, learning_rate(step, steps, peak_rate))
+            optimizer.step(loss, learning_rate(step, steps, peak_rate, flat=flat))
             total += loss.item()
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
@@ -132,6 +154,22 @@ class EncoderStage:
                 torch.save(
                     {"tower": tower.state_dict(), "listener": self._listener.state_dict()}, self._state
                 )
+
+    def _losses_of_step(
+        self, step: int, indices: list[int], decoder: DecoderStage | None
+    ) -> dict[str, Tensor]:
+        """By name, of the clips `indices` of the train split or, in some batches, of pairs of speakers."""
+        answering = decoder if self._teacher is None or step >= SILENT_STEPS else None
+        pairs = self._pairs(len(indices) // 2) if answering is not None else []
+        clips = [clip for pair in pairs for clip in (pair.first, pair.second)] or indices
+        mels, lengths = self._augmented(clips)
+        heard = self._hear(self._tower, mels, lengths)
+        losses = self._losses(clips, *heard)
+        if self._teacher is not None and step < TAUGHT_STEPS:
+            losses |= self._taught(mels, lengths, *heard)
+        if answering is not None:
+            losses["answers"] = answering.heard_loss(clips, pairs, *heard[2:])
+        return losses
 
     def _pairs(self, count: int) -> list[Pair]:
         """Pairs of speakers of the train split, as long as each other; in most batches none."""
@@ -143,12 +181,33 @@ class EncoderStage:
         start = rng.randrange(PAIR_LENGTHS) * count
         return drawn[start : start + count]
 
-    def _hear(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `encode` makes of the clips `indices` of the train split, augmented."""
-        run = self._run
-        mels, lengths = augment(*run.train.pad(indices), run.generator)
-        with run.autocast():
-            return encode(self._tower, mels.to(run.device), lengths.to(run.device))
+    def _augmented(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Log-mels and lengths of the clips `indices` of the train split, changed at random."""
+        mels, lengths = augment(*self._run.train.pad(indices), self._run.generator)
+        return mels.to(self._run.device), lengths.to(self._run.device)
+
+    def _hear(self, tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `encode` makes of them with a tower."""
+        with self._run.autocast():
+            return encode(tower, mels, lengths)
+
+    def _taught(
+        self,
+        mels: Tensor,
+        lengths: Tensor,
+        frames: Tensor,
+        num_frames: Tensor,
+        tokens: Tensor,
+        num_tokens: Tensor,
+    ) -> dict[str, Tensor]:
+        """How far the tower's frames (as its last norm leaves them) and tokens are from the teacher's."""
+        with torch.no_grad():
+            right_frames, _, right_tokens, _ = self._hear(self._teacher, mels, lengths)
+        norm, right_norm = self._tower.layer_norm, self._teacher.layer_norm
+        return {
+            "frames": _distance(norm(frames.float()), right_norm(right_frames.float()), num_frames),
+            "tokens": _distance(tokens.float(), right_tokens.float(), num_tokens),
+        }
 
     def _losses(
         self, indices: list[int], frames: Tensor, num_frames: Tensor, tokens: Tensor, num_tokens: Tensor
@@ -244,8 +303,16 @@ def _verification(pairs: list[Pair], voices: Tensor) -> dict[str, float]:
     return {"pairs": float(right.float().mean(1).max())}
 
 
+def _distance(values: Tensor, right: Tensor, lengths: Tensor) -> Tensor:
+    """Mean squared difference of [batch, time, width], over what exists of lengths [batch]."""
+    valid = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+    return (values - right).square().mean(2)[valid].mean()
+
+
 def _sum(losses: dict[str, Tensor]) -> Tensor:
-    return sum(losses.values(), torch.zeros(()))
+    """The losses, weighted by their names."""
+    weighted = [WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()]
+    return sum(weighted, torch.zeros(()))
 
 
 def _index(names: tuple[str, ...]) -> dict[str, int]:

@@ -22,9 +22,11 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
 from lalm.copied_heads import merge_copied_heads
 from training.tiny.features import NUM_MEL_BINS, feature_extractor
+from training.tiny.local_heads import HEADS, OFFSETS, give_local_heads
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -75,16 +77,43 @@ def float32_attention(
     return output.to(query.dtype), None
 
 
-def build_model(tokenizer: Any) -> Any:
-    """A randomly initialised model with 4 decoder layers of 16 heads (before splitting) and 4 encoder
-    layers."""
-    audio = Qwen2AudioEncoderConfig(
-        num_mel_bins=NUM_MEL_BINS,
-        encoder_layers=4,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=1024,
-        d_model=256,
+def audio_config() -> dict[str, Any]:
+    """Of a new audio encoder: 6 layers of width 256 with 8 heads."""
+    return dict(
+        Qwen2AudioEncoderConfig(
+            num_mel_bins=NUM_MEL_BINS,
+            encoder_layers=len(OFFSETS),
+            encoder_attention_heads=HEADS,
+            encoder_ffn_dim=512,
+            d_model=256,
+        ).to_dict()
     )
+
+
+def new_tower(teacher: Any, mels: Tensor, lengths: Tensor) -> Any:
+    """A new audio encoder to learn from another one, with that one's convolutions, positions and last norm.
+
+    Args:
+        mels, lengths: some clips, as `give_local_heads` takes them.
+    """
+    tower = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**audio_config()))
+    tower.set_attn_implementation(FLOAT32_ATTENTION)
+    for name in ("conv1", "conv2", "embed_positions", "layer_norm"):
+        getattr(tower, name).load_state_dict(getattr(teacher, name).state_dict())
+    layers: Any = tower.layers
+    for layer in layers:
+        attention = layer.self_attn
+        for linear in (attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+    give_local_heads(tower, mels, lengths)
+    return tower
+
+
+def build_model(tokenizer: Any, audio: dict[str, Any]) -> Any:
+    """A randomly initialised model with 4 decoder layers of 16 heads (before splitting).
+
+    audio: configuration of the audio encoder.
+    """
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 256,
@@ -101,7 +130,7 @@ def build_model(tokenizer: Any) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = Qwen2AudioConfig(
-        audio_config=audio.to_dict(),
+        audio_config=audio,
         text_config=Qwen2Config(**sizes).to_dict(),
         audio_token_index=tokenizer.convert_tokens_to_ids(AUDIO),
     )
@@ -179,9 +208,9 @@ def load(folder: Path) -> tuple[Any, Any]:
         RuntimeError: its layers have other shapes.
     """
     tokenizer = _for_transformers(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    fine = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    fine: Any = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     merge_copied_heads(fine.model.language_model)
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, fine.config.audio_config.to_dict())
     model.load_state_dict(fine.state_dict())
     return tokenizer, model
 

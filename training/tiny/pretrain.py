@@ -6,6 +6,7 @@ into finer ones; the function stays the same. Head masks are never known here.
 
 ``--start-from`` goes on from a finished checkpoint. With ``--decoder-steps 0`` everything behind its encoder
 stays as it is, so that its head masks, which were trained on that, go on being good starts.
+``--new-encoder`` puts a new encoder in front of it, which learns from the old one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ def main(
             help="Finished checkpoint to go on from; its encoder then learns by its decoder's answers too."
         ),
     ] = None,
+    new_encoder: Annotated[
+        bool,
+        typer.Option("--new-encoder", help="With --start-from: a new encoder learns from the checkpoint's."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
     ] = False,
@@ -67,6 +72,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")] = 0,
 ) -> None:
     """Pretrain encoder and decoder, split the heads and write the checkpoint."""
+    if new_encoder and (start_from is None or resume):
+        raise typer.BadParameter("--new-encoder needs --start-from and no --resume")
     run = Run(corpus, work, device, seed, half=half, checkpoint=start_from)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
     if resume_decoder:
@@ -76,18 +83,28 @@ def main(
     elif start_from and (encoder_steps or orders):
         encoder.train_listener(LISTENER_STEPS, batch_size)
     answering = decoder if start_from else None
+    if new_encoder:
+        _add_orders(run, encoder, orders)
+        encoder.renew()
     if encoder_steps:
         encoder.train(encoder_steps, batch_size, encoder_rate, answering)
-    if orders is not None:
-        more = transcribed_orders(orders, encoder, seed)
-        run.train = run.train.with_more(more, ORDER_REPEATS)
-        run.report(stage="orders", transcribed=len(more.records))
+    if orders and not new_encoder:
+        _add_orders(run, encoder, orders)
         encoder.train(order_steps, batch_size, order_rate, answering)
     if decoder_steps:
         decoder.train(decoder_steps, batch_size, dropout_from, pair_steps)
     elif not start_from:
         decoder.load()
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
+
+
+def _add_orders(run: Run, encoder: EncoderStage, folder: Path | None) -> None:
+    """Have recorded orders, as the encoder hears them, in the train split from now on."""
+    if folder is None:
+        return
+    more = transcribed_orders(folder, encoder, run.seed)
+    run.train = run.train.with_more(more, ORDER_REPEATS)
+    run.report(stage="orders", transcribed=len(more.records))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,21 @@ from typing import Any
 import torch
 
 from training.tiny.features import Corpus
-from training.tiny.model import build_model, load, train_tokenizer
+from training.tiny.local_heads import give_local_heads
+from training.tiny.model import audio_config, build_model, load, train_tokenizer
 from training.tiny.records import Record
 from training.tiny.segments import INSTRUCTIONS, texts_of
 
+SOME = 200  # clips that say how a new encoder's inputs are
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:
-    """Linear warm-up, then cosine to 1 % of the peak."""
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 300, flat: int = 0) -> float:
+    """Linear warm-up, `flat` steps at the peak, then cosine to 1 % of it."""
     warmup = min(warmup, steps // 5)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+    falls = max(1, steps - warmup - flat)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup - flat) / falls)))
 
 
 def tokenizer_texts(records: list[Record]) -> list[str]:
@@ -59,7 +63,8 @@ class Run:
         self.tokenizer: Any
         if checkpoint is None:
             self.tokenizer = train_tokenizer(tokenizer_texts(self.train.records))
-            model = build_model(self.tokenizer)
+            model = build_model(self.tokenizer, audio_config())
+            give_local_heads(model.model.audio_tower, *self.some_clips())
         else:
             self.tokenizer, model = load(checkpoint)
         self.model = model.to(device)
@@ -79,6 +84,11 @@ class Run:
     def autocast(self) -> torch.autocast:
         """bfloat16 for matrix products, if the run is to have it."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._half)
+
+    def some_clips(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mels and lengths of `SOME` clips of the train split, always the same ones (`Corpus.pad`)."""
+        mels = self.train.mels
+        return self.train.pad(self.rng_of("clips").sample(range(len(mels)), min(SOME, len(mels))))
 
     def endless_batches(self, size: int) -> Iterator[list[int]]:
         """Batches of indices of the train split, pass after pass."""

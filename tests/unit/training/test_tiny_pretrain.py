@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import gelu
 
 from lalm.families import load_family
+from training.tiny import encoder_stage
 from training.tiny.corpus import write_manifests
 from training.tiny.decoder_stage import DecoderStage, condensed
 from training.tiny.encoder_stage import EncoderStage
+from training.tiny.local_heads import HEADS, OFFSETS
 from training.tiny.model import encode
 from training.tiny.pretrain import main
 from training.tiny.records import Pair, Record
@@ -70,6 +73,45 @@ def test_a_finished_checkpoint_goes_on_from_where_it_is(corpus: Path, tmp_path: 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("audio_tower.layer" in name or "audio_tower.conv" in name for name in changed)
+
+
+def test_a_new_encoder_learns_from_a_checkpoint_s(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(corpus, first, work=tmp_path / "work", encoder_steps=2, decoder_steps=4, batch_size=4)
+
+    def distance(taught_steps: int) -> float:
+        """How far a new encoder's outputs are from the old one's after a few steps."""
+        monkeypatch.setattr(encoder_stage, "TAUGHT_STEPS", taught_steps)
+        run = Run(corpus, tmp_path / "more", "cpu", seed=3, checkpoint=first)
+        stage, old = EncoderStage(run), run.model.model.audio_tower
+        stage.renew()
+        stage.train(20, 4, 2e-3)
+        with torch.no_grad():
+            right, learnt = (encode(t, *run.some_clips())[2] for t in (old, run.model.model.audio_tower))
+        return float((learnt - right).square().mean())
+
+    assert distance(20) < 0.9 * distance(0)
+    options = {"encoder_steps": 2, "decoder_steps": 0, "batch_size": 4, "start_from": first}
+    main(corpus, second, work=tmp_path / "new", new_encoder=True, **options)  # type: ignore[arg-type]
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert all(torch.equal(before[name], after[name]) for name in before if "audio_tower" not in name)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("layers.0.fc1.weight" in name for name in changed)
+
+
+def test_heads_of_a_new_encoder_listen_at_their_distance(corpus: Path, tmp_path: Path) -> None:
+    run = Run(corpus, tmp_path / "work", "cpu", seed=4)
+    tower, (mels, _) = run.model.model.audio_tower, run.some_clips()
+    layer, size = tower.layers[0], 256 // HEADS
+    hidden = gelu(tower.conv2(gelu(tower.conv1(mels[:1])))).transpose(1, 2)
+    hidden = layer.self_attn_layer_norm(hidden + tower.embed_positions.weight[: hidden.shape[1]])
+    queries, keys = layer.self_attn.q_proj(hidden)[0], layer.self_attn.k_proj(hidden)[0]
+    for head, offset in enumerate(OFFSETS[0]):
+        rows = slice(head * size, (head + 1) * size)
+        nearest = (queries[:, rows] @ keys[:, rows].T).argmax(1)[10:30]
+        assert nearest.tolist() == [frame + offset for frame in range(10, 30)]
 
 
 def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path) -> None:
