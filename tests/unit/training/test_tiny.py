@@ -18,7 +18,7 @@ from training.tiny.corpus import draw_pairs, make_shard, write_manifests
 from training.tiny.encoder_stage import LETTERS
 from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
-from training.tiny.model import build_model, split_heads, train_tokenizer
+from training.tiny.model import audio_config, build_model, split_heads, train_tokenizer
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
@@ -53,7 +53,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    return build_model(tokenizer).eval()
+    return build_model(tokenizer, audio_config()).eval()
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
