@@ -33,6 +33,19 @@ def frequencies(count: int) -> Tensor:
     return 10_000.0 ** (-2 * torch.arange(count) / 127)
 
 
+def frames(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a tower's first layer gets of log-mels [batch, num_mel_bins, frames] of true lengths [batch].
+
+    Returns:
+        Frames at 50 Hz [batch, frames // 2, d_model], their number [batch], and which of them exist
+        [batch, frames // 2].
+    """
+    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
+    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
+    num_frames = (lengths - 1) // 2 + 1
+    return hidden, num_frames, torch.arange(hidden.shape[1], device=mels.device) < num_frames[:, None]
+
+
 @torch.no_grad()
 def give_local_heads(tower: Any, mels: Tensor, lengths: Tensor) -> None:
     """Set queries and keys of a new tower's first heads, layer by layer; how a layer's input tells positions
@@ -42,9 +55,7 @@ def give_local_heads(tower: Any, mels: Tensor, lengths: Tensor) -> None:
         tower: Qwen2-Audio encoder with `HEADS` heads a layer.
         mels: log-mels float32 [batch, num_mel_bins, frames]; lengths: frames that exist, [batch].
     """
-    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
-    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
-    valid = torch.arange(hidden.shape[1]) < ((lengths - 1) // 2 + 1)[:, None]
+    hidden, _, valid = frames(tower, mels, lengths)
     size = tower.config.d_model // HEADS
     turns = frequencies(size // 2)
     angles = torch.arange(hidden.shape[1])[:, None] * turns

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -26,7 +25,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 
 from lalm.copied_heads import merge_copied_heads
 from training.tiny.features import NUM_MEL_BINS, feature_extractor
-from training.tiny.local_heads import HEADS, OFFSETS, give_local_heads
+from training.tiny.local_heads import HEADS, OFFSETS, frames, give_local_heads
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -157,11 +156,8 @@ def encode(tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, T
         Frames at 50 Hz [batch, frames // 2, d_model], their number, tokens at 25 Hz [batch, frames // 4,
         d_model], their number.
     """
-    hidden = F.gelu(tower.conv2(F.gelu(tower.conv1(mels)))).transpose(1, 2)
-    num_frames = (lengths - 1) // 2 + 1
+    hidden, num_frames, valid = frames(tower, mels, lengths)
     num_tokens = (num_frames - 2) // 2 + 1
-    hidden = hidden + tower.embed_positions.weight[: hidden.shape[1]]
-    valid = torch.arange(hidden.shape[1], device=mels.device) < num_frames[:, None]
     for layer in tower.layers:
         hidden = layer(hidden, valid[:, None, None, :])
     pooled = tower.layer_norm(tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2))

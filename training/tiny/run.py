@@ -18,7 +18,7 @@ from training.tiny.model import audio_config, build_model, load, train_tokenizer
 from training.tiny.records import Record
 from training.tiny.segments import INSTRUCTIONS, texts_of
 
-SOME = 200  # clips that say how a new encoder's inputs are
+NUM_CLIPS = 200  # clips that say how a new encoder's inputs are
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 300, flat: int = 0) -> float:
@@ -86,9 +86,9 @@ class Run:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._half)
 
     def some_clips(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mels and lengths of `SOME` clips of the train split, always the same ones (`Corpus.pad`)."""
+        """Log-mels and lengths of `NUM_CLIPS` clips of the train split, always the same ones (`Corpus.pad`)."""
         mels = self.train.mels
-        return self.train.pad(self.rng_of("clips").sample(range(len(mels)), min(SOME, len(mels))))
+        return self.train.pad(self.rng_of("clips").sample(range(len(mels)), min(NUM_CLIPS, len(mels))))
 
     def endless_batches(self, size: int) -> Iterator[list[int]]:
         """Batches of indices of the train split, pass after pass."""

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import gelu
 
 from lalm.families import load_family
 from training.tiny import encoder_stage
 from training.tiny.corpus import write_manifests
 from training.tiny.decoder_stage import DecoderStage, condensed
 from training.tiny.encoder_stage import EncoderStage
-from training.tiny.local_heads import HEADS, OFFSETS
+from training.tiny.local_heads import HEADS, OFFSETS, frames
 from training.tiny.model import encode
 from training.tiny.pretrain import main
 from training.tiny.records import Pair, Record
@@ -103,10 +102,9 @@ def test_a_new_encoder_learns_from_a_checkpoint_s(
 
 def test_heads_of_a_new_encoder_listen_at_their_distance(corpus: Path, tmp_path: Path) -> None:
     run = Run(corpus, tmp_path / "work", "cpu", seed=4)
-    tower, (mels, _) = run.model.model.audio_tower, run.some_clips()
+    tower, (mels, lengths) = run.model.model.audio_tower, run.some_clips()
     layer, size = tower.layers[0], 256 // HEADS
-    hidden = gelu(tower.conv2(gelu(tower.conv1(mels[:1])))).transpose(1, 2)
-    hidden = layer.self_attn_layer_norm(hidden + tower.embed_positions.weight[: hidden.shape[1]])
+    hidden = layer.self_attn_layer_norm(frames(tower, mels[:1], lengths[:1])[0])
     queries, keys = layer.self_attn.q_proj(hidden)[0], layer.self_attn.k_proj(hidden)[0]
     for head, offset in enumerate(OFFSETS[0]):
         rows = slice(head * size, (head + 1) * size)
