@@ -6,7 +6,8 @@ into finer ones; the function stays the same. Head masks are never known here.
 
 ``--start-from`` goes on from a finished checkpoint. With ``--decoder-steps 0`` everything behind its encoder
 stays as it is, so that its head masks, which were trained on that, go on being good starts.
-``--new-encoder`` puts a new encoder in front of it, which learns from the old one.
+``--new-encoder`` puts a new encoder in front of it, which learns from the old one, with the orders from its
+first step on (there are no ``--order-steps`` then).
 """
 
 from __future__ import annotations
