@@ -86,7 +86,7 @@ class Run:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._half)
 
     def some_clips(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mels and lengths of `NUM_CLIPS` clips of the train split, always the same ones (`Corpus.pad`)."""
+        """Log-mels and lengths of `NUM_CLIPS` clips of the train split, always the same (`Corpus.pad`)."""
         mels = self.train.mels
         return self.train.pad(self.rng_of("clips").sample(range(len(mels)), min(NUM_CLIPS, len(mels))))
 
