@@ -12,6 +12,8 @@ head dropout.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -26,7 +28,6 @@ from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
 
-PEAK_RATE = 1e-3
 NUM_VIEWS = 2  # of each clip: as it is, and augmented
 UNPROMPTED_SHARE = 0.25
 PAIR_SHARE = 0.25  # of the batches is about two recordings
@@ -34,7 +35,8 @@ CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean 
 CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 MAX_DROPOUT = 0.5
-HEARD_SHARE, HEARD_SEGMENTS = 0.5, 3  # the clips whose answers the encoder learns by, and answers each
+HEARD_SHARE, HEARD_SEGMENTS = 0.5, 4  # the clips whose answers the encoder learns by, and answers each
+DEGRADED_SHARE = 0.6  # of the steps in which the decoder learns along with the encoder
 
 
 class HeadDropout:
@@ -72,25 +74,47 @@ class DecoderStage:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._maker = RowMaker(run.tokenizer, run.rng)
-        self._parts = (
+        self.parts = (
             run.model.model.language_model,
             run.model.model.multi_modal_projector,
             run.model.lm_head,
         )
         self._state = run.work / "decoder.pt"
+        self._gates: HeadDropout | None = None
 
     def load(self) -> None:
         """Read the whole model that an earlier run saved."""
         saved = torch.load(self._state, weights_only=True, map_location=self._run.device)
         self._run.model.load_state_dict(saved)
 
-    def train(self, steps: int, batch_size: int, dropout_from: float, pair_steps: int = 0) -> None:
+    def save(self) -> None:
+        """Write the whole model for `load`."""
+        torch.save(self._run.model.state_dict(), self._state)
+
+    @contextmanager
+    def answering(self, *, learns: bool) -> Iterator[None]:
+        """In here the encoder may be trained by `heard_loss`, and the decoder stays as it is or, with
+        `learns`, is trained too: then a share of the rows has no instruction, and in a share of the steps
+        instructions are degraded and heads dropped."""
+        self.takes_gradients(learns)
+        if learns:
+            self._gates = HeadDropout(self._run.model.model.language_model.train(), self._run.generator)
+        try:
+            yield
+        finally:
+            if self._gates is not None:
+                self._gates.remove()
+                self._gates = None
+
+    def train(
+        self, steps: int, batch_size: int, peak_rate: float, dropout_from: float, pair_steps: int = 0
+    ) -> None:
         """Train for `steps`; head dropout begins after the share `dropout_from` of them. The first
         `pair_steps` are about pairs of few tokens alone."""
         run = self._run
         decoder = run.model.model.language_model.train()
         self.takes_gradients(True)
-        optimizer = MatrixOptimizer(self._parts)
+        optimizer = MatrixOptimizer(self.parts)
         views = [self.encode_all(run.train, augmented=view > 0) for view in range(NUM_VIEWS)]
         dev = self.encode_all(run.dev, augmented=False)
         gates = HeadDropout(decoder, run.generator)
@@ -100,14 +124,14 @@ class DecoderStage:
             rows, clips = self._batch(views, indices, degrade=late, only_pairs=step < pair_steps)
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
-            optimizer.step(loss, learning_rate(step, steps, PEAK_RATE))
+            optimizer.step(loss, learning_rate(step, steps, peak_rate))
             losses.append(loss.item())
             if (step + 1) % 250 == 0 or step + 1 in (pair_steps, steps):
                 gates.draw([0.0])
                 seconds, pairs = time.monotonic() - started, self.verification(run.dev, dev)
                 run.report(stage="decoder", step=step + 1, seconds=seconds, loss=fmean(losses), pairs=pairs)
                 losses.clear()
-                torch.save(run.model.state_dict(), self._state)
+                self.save()
         gates.remove()
 
     def heard_loss(self, indices: list[int], pairs: list[Pair], tokens: Tensor, num_tokens: Tensor) -> Tensor:
@@ -117,21 +141,30 @@ class DecoderStage:
         the answers are about the pairs. tokens: the encoder's outputs, [batch, time, d_model]; num_tokens:
         how many of each clip, [batch].
         """
-        records, maker = self._run.train.records, self._maker
+        records, maker, rng = self._run.train.records, self._maker, self._run.rng
         heard = [clip[:n] for clip, n in zip(tokens, num_tokens.tolist(), strict=True)]
+        degrade = self._gates is not None and rng.random() < DEGRADED_SHARE
+
+        def unprompted() -> bool:
+            return self._gates is not None and rng.random() < UNPROMPTED_SHARE
+
         if pairs:
-            rows = [maker.two(pair, records, unprompted=False, degrade=False) for pair in pairs]
-            return self.answer_loss(rows, [heard[2 * i : 2 * i + 2] for i in range(len(pairs))])
-        some = self._run.rng.sample(range(len(indices)), max(1, round(len(indices) * HEARD_SHARE)))
-        rows = [
-            maker.one(i, records[i], unprompted=False, degrade=False, segments=HEARD_SEGMENTS)
-            for i in (indices[row] for row in some)
-        ]
-        return self.answer_loss(rows, [[heard[row]] for row in some])
+            rows = [maker.two(pair, records, unprompted=unprompted(), degrade=degrade) for pair in pairs]
+            clips = [heard[2 * i : 2 * i + 2] for i in range(len(pairs))]
+        else:
+            some = rng.sample(range(len(indices)), max(1, round(len(indices) * HEARD_SHARE)))
+            rows = [
+                maker.one(i, records[i], unprompted=unprompted(), degrade=degrade, segments=HEARD_SEGMENTS)
+                for i in (indices[row] for row in some)
+            ]
+            clips = [[heard[row]] for row in some]
+        if self._gates is not None:
+            self._gates.draw([MAX_DROPOUT if degrade and not row.unprompted else 0.0 for row in rows])
+        return self.answer_loss(rows, clips)
 
     def takes_gradients(self, takes: bool) -> None:
         """Whether what is behind the encoder is to learn, or to stay as it is."""
-        for part in self._parts:
+        for part in self.parts:
             part.requires_grad_(takes)
 
     @torch.inference_mode()

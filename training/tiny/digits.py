@@ -18,6 +18,7 @@ from training.tiny.grammar import DIGITS
 from training.tiny.records import Record
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave, resynthesise
 
+VOICE = "fsdd"  # what the names of these records' voices begin with
 HELD_OUT_SPEAKER = "theo"
 JOINED_SHARE = 0.3  # of the takes that are followed by others of the same speaker, as spoken numbers are
 MOVED_TO_WOMEN, MOVED_TO_MEN = 0.45, 0.2  # shares of the takes that are moved to another voice
@@ -63,10 +64,15 @@ def write_digits(
                 translation=" ".join(translations[digit] for digit in digits),
                 gender=gender,
                 speaker=f"fsdd-{speaker}",
-                voice=f"fsdd/{path.stem.split('_')[1]}",
+                voice=f"{VOICE}/{path.stem.split('_')[1]}",
             )
         )
     return records
+
+
+def is_spoken_by_people(record: Record) -> bool:
+    """Whether a record of the corpus is one of these."""
+    return (record.voice or "").startswith(f"{VOICE}/")
 
 
 def _joined(takes: list[Path], rng: np.random.Generator) -> Wave:

@@ -11,6 +11,7 @@ put out what that one does, frame by frame.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ WEIGHTS = {  # of the losses; of others 1
 }
 TAUGHT_STEPS = 1000  # a new encoder has a teacher
 SILENT_STEPS = 400  # and for these learns by no answers
-FLAT_SHARE = 0.6  # of a taught encoder's steps have the peak learning rate
+FLAT_SHARE = 0.6  # of the steps of a taught encoder, or of one with its decoder, have the peak learning rate
 PAIR_SHARE = 0.15  # of the batches that have a decoder's answers is about two recordings
 PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
 NO_LABEL = -100
@@ -129,31 +130,40 @@ class EncoderStage:
             optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
 
     def train(
-        self, steps: int, batch_size: int, peak_rate: float, decoder: DecoderStage | None = None
+        self,
+        steps: int,
+        batch_size: int,
+        peak_rate: float,
+        decoder: DecoderStage | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """Train for `steps`; the log gets the dev split's scores every 250.
 
         decoder: a trained one, by whose answers the encoder learns too (a new one only after `SILENT_STEPS`);
-        it stays as it is.
+        it stays as it is unless both are to learn `together`.
         """
-        if decoder is not None:
-            decoder.takes_gradients(False)
-        flat = round(FLAT_SHARE * steps) if self._teacher is not None else 0
+        flat = round(FLAT_SHARE * steps) if together or self._teacher is not None else 0
         run, tower = self._run, self._tower.train()
-        optimizer = MatrixOptimizer([tower, self._listener])
         started, total = time.monotonic(), 0.0
-        for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
-            losses = self._losses_of_step(step, indices, decoder)
-            loss = _sum(losses)
-            optimizer.step(loss, learning_rate(step, steps, peak_rate, flat=flat))
-            total += loss.item()
-            if (step + 1) % 250 == 0 or step + 1 == steps:
-                seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
-                run.report(stage="encoder", step=step + 1, seconds=seconds, loss=mean, **self.scores(run.dev))
-                total = 0.0
-                torch.save(
-                    {"tower": tower.state_dict(), "listener": self._listener.state_dict()}, self._state
-                )
+        with decoder.answering(learns=together) if decoder else nullcontext():
+            optimizer = MatrixOptimizer([tower, self._listener, *(decoder.parts if decoder else ())])
+            for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
+                loss = _sum(self._losses_of_step(step, indices, decoder))
+                optimizer.step(loss, learning_rate(step, steps, peak_rate, flat=flat))
+                total += loss.item()
+                if (step + 1) % 250 == 0 or step + 1 == steps:
+                    seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
+                    scores = self.scores(run.dev)
+                    run.report(stage="encoder", step=step + 1, seconds=seconds, loss=mean, **scores)
+                    total = 0.0
+                    self._save()
+                    if decoder and together:
+                        decoder.save()
+
+    def _save(self) -> None:
+        """Write the tower, and what trains it, for `load`."""
+        torch.save({"tower": self._tower.state_dict(), "listener": self._listener.state_dict()}, self._state)
 
     def _losses_of_step(
         self, step: int, indices: list[int], decoder: DecoderStage | None

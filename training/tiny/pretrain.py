@@ -7,7 +7,7 @@ into finer ones; the function stays the same. Head masks are never known here.
 ``--start-from`` goes on from a finished checkpoint. With ``--decoder-steps 0`` everything behind its encoder
 stays as it is, so that its head masks, which were trained on that, go on being good starts.
 ``--new-encoder`` puts a new encoder in front of it, which learns from the old one, with the orders from its
-first step on (there are no ``--order-steps`` then).
+first step on (there are no ``--order-steps`` then). With ``--together`` the decoder learns along.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Annotated
 import typer
 
 from training.tiny.decoder_stage import DecoderStage
+from training.tiny.digits import is_spoken_by_people
 from training.tiny.encoder_stage import EncoderStage
 from training.tiny.model import save, split_heads
 from training.tiny.orders import transcribed_orders
 from training.tiny.run import Run
 
 ORDER_REPEATS = 4  # of each recorded order in a pass over the corpus
+DIGIT_REPEATS = 2  # of each recorded digit then, beside the one that the corpus has
 LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
 
 
@@ -44,6 +46,7 @@ def main(
     decoder_steps: Annotated[
         int, typer.Option(help="Steps of the decoder stage; 0 reads its saved state, or leaves it as it is.")
     ] = 2000,
+    decoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the decoder stage.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Clips a step.")] = 32,
     dropout_from: Annotated[
         float, typer.Option(help="Share of the decoder stage before head dropout.")
@@ -62,6 +65,10 @@ def main(
         bool,
         typer.Option("--new-encoder", help="With --start-from: a new encoder learns from the checkpoint's."),
     ] = False,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="With --start-from: the decoder learns along with the encoder."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="The encoder stage goes on from its saved state.")
     ] = False,
@@ -73,8 +80,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and augmentation.")] = 0,
 ) -> None:
     """Pretrain encoder and decoder, split the heads and write the checkpoint."""
-    if new_encoder and (start_from is None or resume):
-        raise typer.BadParameter("--new-encoder needs --start-from and no --resume")
+    if ((new_encoder or together) and start_from is None) or (new_encoder and resume):
+        raise typer.BadParameter("--new-encoder and --together need --start-from; --new-encoder no --resume")
     run = Run(corpus, work, device, seed, half=half, checkpoint=start_from)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
     if resume_decoder:
@@ -85,27 +92,29 @@ def main(
         encoder.train_listener(LISTENER_STEPS, batch_size)
     answering = decoder if start_from else None
     if new_encoder:
-        _add_orders(run, encoder, orders)
+        _add_people(run, encoder, orders)
         encoder.renew()
     if encoder_steps:
-        encoder.train(encoder_steps, batch_size, encoder_rate, answering)
+        encoder.train(encoder_steps, batch_size, encoder_rate, answering, together=together)
     if orders and not new_encoder:
-        _add_orders(run, encoder, orders)
-        encoder.train(order_steps, batch_size, order_rate, answering)
+        _add_people(run, encoder, orders)
+        encoder.train(order_steps, batch_size, order_rate, answering, together=together)
     if decoder_steps:
-        decoder.train(decoder_steps, batch_size, dropout_from, pair_steps)
+        decoder.train(decoder_steps, batch_size, decoder_rate, dropout_from, pair_steps)
     elif not start_from:
         decoder.load()
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
 
 
-def _add_orders(run: Run, encoder: EncoderStage, folder: Path | None) -> None:
-    """Have recorded orders, as the encoder hears them, in the train split from now on."""
+def _add_people(run: Run, encoder: EncoderStage, folder: Path | None) -> None:
+    """Have recorded orders, as the encoder hears them, in the train split from now on, and more of its
+    recorded digits."""
     if folder is None:
         return
-    more = transcribed_orders(folder, encoder, run.seed)
-    run.train = run.train.with_more(more, ORDER_REPEATS)
-    run.report(stage="orders", transcribed=len(more.records))
+    orders = transcribed_orders(folder, encoder, run.seed)
+    digits = run.train.part([is_spoken_by_people(record) for record in run.train.records])
+    run.train = run.train.with_more(orders, ORDER_REPEATS).with_more(digits, DIGIT_REPEATS)
+    run.report(stage="orders", transcribed=len(orders.records), digits=len(digits.records))
 
 
 if __name__ == "__main__":

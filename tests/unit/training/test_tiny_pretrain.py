@@ -74,6 +74,20 @@ def test_a_finished_checkpoint_goes_on_from_where_it_is(corpus: Path, tmp_path: 
     assert all("audio_tower.layer" in name or "audio_tower.conv" in name for name in changed)
 
 
+def test_encoder_and_decoder_learn_together(corpus: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    main(corpus, first, work=tmp_path / "work", encoder_steps=2, decoder_steps=4, batch_size=4)
+    options = {"encoder_steps": 2, "decoder_steps": 0, "batch_size": 4, "start_from": first}
+    main(corpus, second, work=tmp_path / "more", together=True, **options)  # type: ignore[arg-type]
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} >= {"audio_tower", "language_model"}
+    resumed = {**options, "encoder_steps": 0, "resume": True, "resume_decoder": True}
+    main(corpus, third, work=tmp_path / "more", **resumed)  # type: ignore[arg-type]
+    saved = load_file(third / "model.safetensors")
+    assert all(torch.equal(after[name], saved[name]) for name in after)
+
+
 def test_a_new_encoder_learns_from_a_checkpoint_s(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +141,8 @@ def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path)
     assert gradients([]) == gradients(run.train.pairs[:1]) == [True, True]
     encoder.train(1, 4, 1e-3, decoder)
     assert gradients([]) == gradients(run.train.pairs[:1]) == [True, False]
+    with decoder.answering(learns=True):
+        assert gradients([]) == gradients(run.train.pairs[:1]) == [True, True]
 
 
 def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> None:
@@ -134,7 +150,7 @@ def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> N
     stage = DecoderStage(run)
     encoded = [condensed(clip) for clip in stage.encode_all(run.train, augmented=False)]
     before = stage.verification(run.train, encoded)
-    stage.train(steps=40, batch_size=4, dropout_from=1.0, pair_steps=40)
+    stage.train(steps=40, batch_size=4, peak_rate=1e-3, dropout_from=1.0, pair_steps=40)
     assert (before, stage.verification(run.train, encoded)) == (0.0, 1.0)
     lines = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "decoder"] == [40]
