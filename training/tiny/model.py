@@ -217,6 +217,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         feature_extractor(), tokenizer, chat_template=CHAT_TEMPLATE
     )
     half = model.half()
+    half.config.audio_config.dtype = None  # that of the whole holds
     half.generation_config.eos_token_id = tokenizer.eos_token_id
     half.generation_config.pad_token_id = tokenizer.pad_token_id
     half.save_pretrained(folder)
