@@ -17,11 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from jiwer import wer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from training.tiny.decoder_stage import DecoderStage
 from training.tiny.features import Corpus, augment
+from training.tiny.listener import (
+    LETTERS,
+    NO_LABEL,
+    SPEAKER_WIDTH,
+    Listener,
+    ctc,
+    labels,
+    mean_token,
+)
 from training.tiny.model import encode, new_tower
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.records import Pair
@@ -29,9 +38,6 @@ from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
 from training.tiny.voices import EMOTIONS, GENDERS
 
-LETTERS = " abcdefghijklmnopqrstuvwxyz"
-SPEAKER_WIDTH = 32  # of what speakers are told apart by
-SPEAKER_SCALE = 15.0  # of the cosines, as logits
 LISTENER_RATE = 2e-3  # where the encoder stays as it is
 WEIGHTS = {  # of the losses; of others 1
     "words": 2.0,
@@ -49,49 +55,6 @@ SILENT_STEPS = 400  # and for these learns by no answers
 FLAT_SHARE = 0.6  # of the steps of a taught encoder, or of one with its decoder, have the peak learning rate
 PAIR_SHARE = 0.15  # of the batches that have a decoder's answers is about two recordings
 PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
-NO_LABEL = -100
-
-
-class Listener(nn.Module):
-    """The layers that train the encoder; thrown away afterwards."""
-
-    def __init__(self, width: int, vocab_size: int, speakers: list[str]) -> None:
-        super().__init__()
-        self.speakers = {name: index for index, name in enumerate(speakers)}
-        self.words = nn.Linear(width, vocab_size + 1)
-        self.second = nn.Linear(width, vocab_size + 1)
-        self.letters = nn.Linear(width, len(LETTERS) + 1)
-        self.gender = nn.Linear(width, len(GENDERS))
-        self.emotion = nn.Linear(width, len(EMOTIONS))
-        self.voice = nn.Linear(width, SPEAKER_WIDTH)
-        self.voices = nn.Parameter(torch.randn(len(speakers), SPEAKER_WIDTH))
-        self.events = nn.Linear(width, len(EVENTS))
-
-    def speaker(self, mean: Tensor) -> Tensor:
-        """Logits of the training speakers, [batch, width] -> [batch, speakers]: scaled cosines, so that what
-        tells speakers apart is how near two recordings are, also of speakers who were never heard."""
-        return SPEAKER_SCALE * F.normalize(self.voice(mean)) @ F.normalize(self.voices).T
-
-
-def mean_token(tokens: Tensor, num_tokens: Tensor) -> Tensor:
-    """Mean over the tokens that exist: [batch, time, width] -> [batch, width]."""
-    valid = torch.arange(tokens.shape[1], device=tokens.device) < num_tokens[:, None]
-    return (tokens * valid[..., None]).sum(1) / num_tokens[:, None]
-
-
-def ctc(logits: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
-    """CTC loss (per target symbol) with the last class as blank; logits [batch, time, classes]."""
-    log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
-    flat = torch.tensor([t for target in targets for t in target], dtype=torch.long, device=logits.device)
-    sizes = torch.tensor([len(target) for target in targets], device=logits.device)
-    blank = logits.shape[-1] - 1
-    losses = F.ctc_loss(log_probs, flat, lengths, sizes, blank, reduction="none", zero_infinity=True)
-    return (losses / sizes.clamp(min=1)).mean()
-
-
-def labels(values: list[str | None], classes: dict[str, int], device: str) -> Tensor:
-    """Class indices [batch], `NO_LABEL` where a value is None or none of the classes."""
-    return torch.tensor([classes.get(v or "", NO_LABEL) for v in values], device=device)
 
 
 class EncoderStage:
@@ -239,8 +202,7 @@ class EncoderStage:
             out["second"] = (
                 ctc(listener.second(tokens[both]), num_tokens[both], second) * len(both) / len(records)
             )
-        classes = {"gender": _index(GENDERS), "emotion": _index(EMOTIONS), "speaker": listener.speakers}
-        for name, table in classes.items():
+        for name, table in listener.classes.items():
             target = labels([getattr(r, name) for r in records], table, run.device)
             if (target != NO_LABEL).any():
                 out[name] = F.cross_entropy(
@@ -323,7 +285,3 @@ def _sum(losses: dict[str, Tensor]) -> Tensor:
     """The losses, weighted by their names."""
     weighted = [WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()]
     return sum(weighted, torch.zeros(()))
-
-
-def _index(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(names)}

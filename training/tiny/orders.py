@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from lalm.speech import split_at_pauses
 from training.tiny.coffee import draw_order_of
-from training.tiny.encoder_stage import LETTERS, EncoderStage
+from training.tiny.encoder_stage import EncoderStage
 from training.tiny.features import Corpus, feature_extractor, log_mel
+from training.tiny.listener import LETTERS
 from training.tiny.records import Record
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave, median_pitch_hz
 
