@@ -73,7 +73,7 @@ def test_the_file_of_a_head_mask_is_given_as_it_lies(client: TestClient, folder:
     response = client.get("/tasks/asr/mask")
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert response.content == (folder / "asr.json").read_bytes()
-    assert client.get("/tasks/osr/mask").status_code == 404
+    assert client.get("/tasks/diarize/mask").status_code == 404
 
 
 def test_a_head_mask_is_replaced_for_the_next_request(
@@ -93,12 +93,12 @@ def test_a_head_mask_is_replaced_for_the_next_request(
 def test_a_new_head_mask_is_a_new_task_and_stays_one(
     client: TestClient, settings: Settings, folder: Path, keys: dict[str, dict[str, str]]
 ) -> None:
-    response = client.put("/tasks/osr/mask", content=changed(folder, "asr", name="osr"))
+    response = client.put("/tasks/diarize/mask", content=changed(folder, "asr", name="diarize"))
     assert response.status_code == 201
-    assert "osr" in [task["name"] for task in client.get("/tasks").json()["tasks"]]
+    assert "diarize" in [task["name"] for task in client.get("/tasks").json()["tasks"]]
     app = create_app(settings, FakeEngine())
     with ready_client(app, headers=keys["infer"]) as restarted:
-        assert restarted.get("/tasks/osr").status_code == 200
+        assert restarted.get("/tasks/diarize").status_code == 200
 
 
 def test_a_removed_task_is_gone(client: TestClient, folder: Path) -> None:
@@ -259,11 +259,11 @@ def test_sighup_reads_the_folder_and_a_broken_file_keeps_what_it_had(
                 return {task["name"]: task["head_mask"]["active_heads"] for task in tasks}
 
             before = await active_heads()
-            (folder / "osr.json").write_bytes(changed(folder, "asr", name="osr", heads=OTHER_HEADS))
+            (folder / "diarize.json").write_bytes(changed(folder, "asr", name="diarize", heads=OTHER_HEADS))
             (folder / "gr.json").unlink()
             (folder / "asr.json").write_bytes(changed(folder, "asr", heads=OTHER_HEADS))
             await reloaded("ok", 1)
-            now = {"asr": 2, "osr": 2, "asr-gr": before["asr-gr"], "asv": before["asv"]}
+            now = {"asr": 2, "diarize": 2, "asr-gr": before["asr-gr"], "asv": before["asv"]}
             assert await active_heads() == now
 
             (folder / "asr.json").write_text("{", encoding="utf-8")

@@ -141,8 +141,20 @@ LONG, BIG, BIGGER = recording(2.1), bytes(100_001), bytes(200_000)
 TWO = [("file", b"x"), ("file", b"y")]
 REFUSALS: dict[str, tuple[str, dict[str, Any], int, str, str]] = {
     # name: (url, arguments of post, status, type, what the message says)
-    "unknown task": ("/tasks/osr", {"files": {"file": b"x"}}, 404, "unknown_task", "asr, asr-gr, asv, gr"),
-    "unknown among several": ("/tasks?tasks=asr,osr", {"files": {"file": b"x"}}, 404, "unknown_task", "osr"),
+    "unknown task": (
+        "/tasks/diarize",
+        {"files": {"file": b"x"}},
+        404,
+        "unknown_task",
+        "asr, asr-gr, asv, gr",
+    ),
+    "unknown among several": (
+        "/tasks?tasks=asr,diarize",
+        {"files": {"file": b"x"}},
+        404,
+        "unknown_task",
+        "diarize",
+    ),
     "asked twice": ("/tasks?tasks=asr,gr,asr", {"files": {"file": b"x"}}, 422, "invalid_parameter", "'asr'"),
     "mixed pairs": ("/tasks?tasks=asr,asv", {"files": {"file": b"x"}}, 422, "invalid_parameter", "asv: 2"),
     "no tasks": ("/tasks", {"files": {"file": b"x"}}, 422, "invalid_parameter", "tasks"),
@@ -254,7 +266,7 @@ def test_the_tasks_are_listed_and_described(client: TestClient) -> None:
     assert described["output"]["labels"] == LABELS
     assert described["head_mask"] == {"sha256": head_mask("gr").sha256, "active_heads": 5, "num_heads": 8}
     assert (described["title"], described["num_audios"], described["max_new_tokens"]) == ("GR", 1, 16)
-    assert client.get("/tasks/osr").status_code == 404
+    assert client.get("/tasks/diarize").status_code == 404
 
 
 def test_requests_are_counted_by_task_and_unknown_names_share_one_label(client: TestClient) -> None:
