@@ -41,10 +41,10 @@ from training.tiny.voices import EMOTIONS, GENDERS
 LISTENER_RATE = 2e-3  # where the encoder stays as it is
 WEIGHTS = {  # of the losses; of others 1
     "words": 2.0,
+    "second": 2.0,
     "letters": 0.7,
     "gender": 2.0,
     "emotion": 5.0,
-    "speaker": 0.5,
     "events": 2.0,
     "answers": 2.0,
     "tokens": 4.0,
@@ -52,8 +52,9 @@ WEIGHTS = {  # of the losses; of others 1
 }
 TAUGHT_STEPS = 1000  # a new encoder has a teacher
 SILENT_STEPS = 400  # and for these learns by no answers
-FLAT_SHARE = 0.6  # of the steps of a taught encoder, or of one with its decoder, have the peak learning rate
-PAIR_SHARE = 0.15  # of the batches that have a decoder's answers is about two recordings
+# Of the steps, these have the peak learning rate: of an encoder that is taught, of one with its decoder.
+TAUGHT_FLAT_SHARE, TOGETHER_FLAT_SHARE = 0.6, 0.2
+PAIR_SHARE = 0.2  # of the batches that have a decoder's answers is about two recordings
 PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
 
 
@@ -106,7 +107,8 @@ class EncoderStage:
         decoder: a trained one, by whose answers the encoder learns too (a new one only after `SILENT_STEPS`);
         it stays as it is unless both are to learn `together`.
         """
-        flat = round(FLAT_SHARE * steps) if together or self._teacher is not None else 0
+        taught = TAUGHT_FLAT_SHARE if self._teacher is not None else 0.0
+        flat = round(steps * (TOGETHER_FLAT_SHARE if together else taught))
         run, tower = self._run, self._tower.train()
         started, total = time.monotonic(), 0.0
         with decoder.answering(learns=together) if decoder else nullcontext():

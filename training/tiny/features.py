@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,12 @@ from transformers import WhisperFeatureExtractor
 from training.tiny.records import Pair, Record, read_pairs, read_records
 
 NUM_MEL_BINS = 128
+NATS = 4 * math.log(10)  # of power in one unit of a log-mel: 4 decades, as Whisper scales them
+# Shares of the batches. Emotions differ in tempo, speakers in where formants are: many have neither changed.
+TEMPO_SHARE, SHIFT_SHARE = 0.6, 0.35
 SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.2, 250
+TIGHT_SHARE, MAX_EDGE_FRAMES = 0.25, 8
+LOUD_FROM = 0.25  # from here on, between a clip's quiet and its loud frames, a frame is not an edge
 
 
 def feature_extractor() -> WhisperFeatureExtractor:
@@ -108,26 +114,54 @@ def _in_silence(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tu
     return out, before + lengths + after
 
 
-def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change tempo, vocal tract, level and noise floor of log-mels, mask parts of them, put silence around.
+def sounding_span(mel: Tensor) -> tuple[int, int]:
+    """First frame of a log-mel [num_mel_bins, frames] that is not quiet, and the one behind the last."""
+    loudness = (mel * NATS).logsumexp(0) / NATS  # [frames], of the power in all bins
+    quiet, loud = loudness.quantile(torch.tensor([0.1, 0.9])).tolist()
+    sounding = (loudness >= quiet + LOUD_FROM * (loud - quiet)).nonzero()
+    return int(sounding[0]), int(sounding[-1]) + 1
 
-    One tempo (0.85 to 1.2) a batch, silence in a fifth of the batches; a clip is shifted by up to two mel
-    bins; one band of up to 20 bins and one stretch of up to 15 frames a clip are masked. Takes and returns
-    log-mels float32 [batch, num_mel_bins, frames] and lengths [batch].
+
+def _cut_tightly(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Each clip without the quiet before its first sound and behind its last, but for up to 80 ms of it."""
+    margins = torch.randint(0, MAX_EDGE_FRAMES + 1, (len(mels), 2), generator=generator).tolist()
+    spans = []
+    for clip, length, (before, after) in zip(mels, lengths.tolist(), margins, strict=True):
+        start, stop = sounding_span(clip[:, :length])
+        spans.append((max(0, start - before), min(length, stop + after)))
+    kept = torch.tensor([stop - start for start, stop in spans])
+    frames = int(kept.max()) // 4 * 4 + 4
+    out = mels.amin(2, keepdim=True).expand(*mels.shape[:2], frames).clone()
+    for row, clip, (start, stop) in zip(out, mels, spans, strict=True):
+        row[:, : stop - start] = clip[:, start:stop]
+    return out, kept
+
+
+def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change tempo, vocal tract, level and noise floor of log-mels, mask parts of them, put silence around or
+    cut it away.
+
+    In shares of the batches: one tempo (0.85 to 1.2) for all clips, silence around them or none left, a shift
+    of each by up to two mel bins. One band of up to 20 bins and one stretch of up to 15 frames a clip are
+    masked. Takes and returns log-mels float32 [batch, num_mel_bins, frames] and lengths [batch].
 
     Source: SpecAugment (arXiv 1904.08779), section 2, for the masks.
     """
-    tempo = 0.85 + 0.35 * float(torch.rand(1, generator=generator))
-    frames = int(mels.shape[2] / tempo) // 4 * 4 + 4
-    mels = F.interpolate(mels, size=frames, mode="linear", align_corners=False)
-    lengths = (lengths / tempo).long().clamp(min=4, max=frames)
-    if float(torch.rand(1, generator=generator)) < SILENCE_SHARE:
+    draws = torch.rand(4, generator=generator).tolist()
+    if draws[0] < TEMPO_SHARE:
+        tempo = 0.85 + 0.35 * draws[1]
+        size = int(mels.shape[2] / tempo) // 4 * 4 + 4
+        mels = F.interpolate(mels, size=size, mode="linear", align_corners=False)
+        lengths = (lengths / tempo).long().clamp(min=4, max=size)
+    if draws[2] < SILENCE_SHARE:
         mels, lengths = _in_silence(mels, lengths, generator)
-        frames = mels.shape[2]
-    batch, bins, _ = mels.shape
-    shift = torch.randint(-2, 3, (batch,), generator=generator)
-    rows = (torch.arange(bins) - shift[:, None]).clamp(0, bins - 1)
-    mels = mels.gather(1, rows[:, :, None].expand_as(mels))
+    elif draws[2] < SILENCE_SHARE + TIGHT_SHARE:
+        mels, lengths = _cut_tightly(mels, lengths, generator)
+    batch, bins, frames = mels.shape
+    if draws[3] < SHIFT_SHARE:
+        shift = torch.randint(-2, 3, (batch,), generator=generator)
+        rows = (torch.arange(bins) - shift[:, None]).clamp(0, bins - 1)
+        mels = mels.gather(1, rows[:, :, None].expand_as(mels))
 
     def span(limit: int, size: Tensor, axis: int) -> Tensor:
         width = torch.randint(0, limit, (batch,), generator=generator)

@@ -22,10 +22,12 @@ from training.tiny.digits import is_spoken_by_people
 from training.tiny.encoder_stage import EncoderStage
 from training.tiny.model import save, split_heads
 from training.tiny.orders import transcribed_orders
+from training.tiny.overlaps import overlapped
 from training.tiny.run import Run
 
 ORDER_REPEATS = 4  # of each recorded order in a pass over the corpus
 DIGIT_REPEATS = 2  # of each recorded digit then, beside the one that the corpus has
+OVERLAP_SHARE = 0.16  # of the train split: overlaps that it has beside the corpus' own
 LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
 
 
@@ -83,6 +85,8 @@ def main(
     if ((new_encoder or together) and start_from is None) or (new_encoder and resume):
         raise typer.BadParameter("--new-encoder and --together need --start-from; --new-encoder no --resume")
     run = Run(corpus, work, device, seed, half=half, checkpoint=start_from)
+    overlaps = overlapped(run.train, round(OVERLAP_SHARE * len(run.train.records)), run.rng_of("overlaps"))
+    run.train = run.train.with_more(overlaps, 1)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
     if resume_decoder:
         decoder.load()
