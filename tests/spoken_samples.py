@@ -1,4 +1,4 @@
-"""The recordings of samples/ in which one person speaks; in the others there are sounds alone."""
+"""The recordings of samples/ in which one person speaks; in the others are sounds, or two people at once."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import pytest
 from training.config import OptimConfig, TrainConfig, load_config
 from training.errors import ConfigError
 from training.schedule import learning_rate
+from training.tiny.records import TASKS
 
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
-TASKS = ("asr", "gr", "ser", "s2tt", "asv", "aac", "asr-gr", "gr-asr", "asr-gr-json", "gr-ser-asr-json")
 
 RECIPE = """
 preset = "short"
