@@ -1,8 +1,9 @@
 """Pretrain the embedded model: ``python -m training.tiny.pretrain``.
 
-Two stages (`encoder_stage`, `decoder_stage`). ``--orders`` adds recorded coffee orders (`orders`), which the
-encoder transcribes when it has learnt to, and goes on learning with. Last, every head of the decoder is split
-into finer ones; the function stays the same. Head masks are never known here.
+Two stages (`encoder_stage`, `decoder_stage`), on the corpus and more overlaps of its speakers (`overlaps`).
+``--orders`` adds recorded coffee orders (`orders`), which the encoder transcribes when it has learnt to, and
+goes on learning with. Last, every head of the decoder is split into finer ones; the function stays the same.
+Head masks are never known here.
 
 ``--start-from`` goes on from a finished checkpoint. With ``--decoder-steps 0`` everything behind its encoder
 stays as it is, so that its head masks, which were trained on that, go on being good starts.
