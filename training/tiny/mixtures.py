@@ -12,6 +12,8 @@ import numpy as np
 from training.tiny.sounds import EVENTS, STEADY, make_event
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave
 
+ONSET_S = 0.4, 0.9  # of the second of two speakers, after the first
+MAX_LEVEL_DB = 3.0  # between them
 SPEAKS = {"male": "a man speaks", "female": "a woman speaks"}
 
 
@@ -58,9 +60,10 @@ def speech_over(
 
 
 def overlap(first: Wave, second: Wave, rng: Random) -> Wave:
-    """Two speakers, about alike loud, the second beginning 0.4 to 0.9 s after the first."""
-    start = int(rng.uniform(0.4, 0.9) * SAMPLE_RATE_HZ)
-    second = second * (loudness(first) / loudness(second) * 10 ** (rng.uniform(-3, 3) / 20))
+    """Two speakers, about alike loud, the second beginning `ONSET_S` after the first."""
+    start = int(rng.uniform(*ONSET_S) * SAMPLE_RATE_HZ)
+    level_db = rng.uniform(-MAX_LEVEL_DB, MAX_LEVEL_DB)
+    second = second * (loudness(first) / loudness(second) * 10 ** (level_db / 20))
     out = np.zeros(max(len(first), start + len(second)), dtype=np.float32)
     out[: len(first)] += first
     out[start : start + len(second)] += second

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from training.tiny.features import NATS, Corpus, sounding_span
+from training.tiny.mixtures import MAX_LEVEL_DB, ONSET_S
 from training.tiny.records import Record
 
 FRAMES_PER_S = 100
 RANGE = 2.0  # the floor of a log-mel is so far below its peak
 MAX_LENGTH_RATIO = 2.0  # of the two recordings
 DRAWS = 20  # for each overlap wanted, of two recordings that may not go together
-MAX_LEVEL_DB = 3.0  # between the two speakers
-ONSET_S = 0.4, 0.9  # of the second speaker, after the first
 
 
 def overlapped(corpus: Corpus, count: int, rng: Random) -> Corpus:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from training.tiny.features import Corpus, augment, feature_extractor, log_mel, sounding_span
-from training.tiny.overlaps import ONSET_S, overlap, overlapped
+from training.tiny.mixtures import ONSET_S
+from training.tiny.overlaps import overlap, overlapped
 from training.tiny.records import Record
 from training.tiny.studio import SAMPLE_RATE_HZ, Wave
 
