@@ -35,7 +35,7 @@ from training.tiny import mixtures
 from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
-from training.tiny.records import TASKS, Pair, Record, answers
+from training.tiny.records import TASKS, Pair, Record, Traits, answers
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
@@ -49,6 +49,8 @@ OVERLAP_SHARE: dict[Split, float] = {"train": 0.05, "dev": 0.5, "test": 0.5}
 NUM_PAIRS: dict[Split, int] = {"train": 60_000, "dev": 600, "test": 600}
 # Of the pairs of two speakers; where half of them differ in gender, little is learnt beyond that.
 ONE_GENDER_SHARE: dict[Split, float] = {"train": 0.85, "dev": 0.5, "test": 0.5}
+# Of them too: drawn to have one voice and gender. Dev and test have few voices, and so about a quarter.
+TWIN_SHARE: dict[Split, float] = {"train": 0.35, "dev": 0.0, "test": 0.0}
 UTTERANCES_PER_SPEAKER = 20
 OVER_SOUND_SHARE = 0.25
 SHARD = 250
@@ -87,7 +89,8 @@ class Shard:
                     number = index // UTTERANCES_PER_SPEAKER
                     speaker = draw_speaker(rng, f"{self._split}-{self._shard:03d}-{number:02d}", self._split)
                 sentence, emotion = draw(rng, self._split), rng.choice(EMOTIONS)
-                wave = studio.speak(sentence.english, speaker, draw_prosody(rng, emotion))
+                prosody = draw_prosody(rng, emotion)
+                wave = studio.speak(sentence.english, speaker, prosody)
                 record = Record(
                     path=f"audio/{self._shard:03d}-{index:03d}.flac",
                     transcript=sentence.english,
@@ -96,6 +99,7 @@ class Shard:
                     emotion=emotion,
                     speaker=speaker.name,
                     voice=f"{speaker.voice.engine}/{speaker.voice.name}",
+                    traits=Traits.of(speaker, prosody),
                 )
                 spoken.append((wave, record))
         return spoken
@@ -130,21 +134,38 @@ def make_shard(
     return maker.make_clean(count) if clean else maker.make(count)
 
 
-def draw_pairs(records: list[Record], count: int, rng: Random, one_gender: float = 0.5) -> list[Pair]:
-    """Pairs of recordings, half of one speaker; of the others, about `one_gender` of one gender."""
+def draw_pairs(
+    records: list[Record], count: int, rng: Random, one_gender: float = 0.5, twins: float = 0.0
+) -> list[Pair]:
+    """Pairs of recordings, half of one speaker; of the others, a share `twins` is drawn to have one voice and
+    gender, and of the rest about `one_gender` have one gender."""
     speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
-    by_speaker: dict[str, list[int]] = {}
+    by_speaker: dict[str | None, list[int]] = {}
+    by_voice: dict[tuple[str | None, str | None], list[int]] = {}
     for index in speech:
-        by_speaker.setdefault(str(records[index].speaker), []).append(index)
+        record = records[index]
+        by_speaker.setdefault(record.speaker, []).append(index)
+        by_voice.setdefault((record.voice, record.gender), []).append(index)
     several = [indices for indices in by_speaker.values() if len(indices) > 1]
+    voices = [indices for indices in by_voice.values() if len({records[i].speaker for i in indices}) > 1]
+
+    def is_wanted(first: int, second: int, same: bool, twin: bool) -> bool:
+        one, two = records[first], records[second]
+        if same or one.speaker == two.speaker:
+            return same
+        return twin or (one.gender == two.gender) == (rng.random() < one_gender)
+
     pairs: list[Pair] = []
-    while len(pairs) < count:
-        same = len(pairs) % 2 == 0
-        first, second = rng.sample(rng.choice(several) if same else speech, 2)
-        other = records[first].speaker != records[second].speaker
-        alike = records[first].gender == records[second].gender
-        if same or (other and alike == (rng.random() < one_gender)):
-            pairs.append(Pair(first, second, same=same))
+    for number in range(count):
+        same = number % 2 == 0
+        twin = not same and twins > 0 and rng.random() < twins
+        while True:
+            first, second = rng.sample(
+                rng.choice(several) if same else rng.choice(voices) if twin else speech, 2
+            )
+            if is_wanted(first, second, same, twin):
+                break
+        pairs.append(Pair(first, second, same=same))
     rng.shuffle(pairs)
     return pairs
 
@@ -195,8 +216,10 @@ def main(
             futures = [pool.submit(make, shard, count) for shard, count in enumerate(counts)]
             shards = [future.result() for future in track(futures, f"{name:5}")]
             records = [record for shard in shards for record in shard]
-            count, share = max(1, round(NUM_PAIRS[split] * scale)), ONE_GENDER_SHARE[split]
-            pairs = draw_pairs(records, count, Random(f"{seed}-{split}"), share)
+            shares = ONE_GENDER_SHARE[split], TWIN_SHARE[split]
+            pairs = draw_pairs(
+                records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"), *shares
+            )
             if digits is not None and split == "train":
                 records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
             write_manifests(folder, records, pairs)

@@ -35,6 +35,8 @@ CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean 
 CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 MAX_DROPOUT = 0.5
+WHOLE_PAIRS = 18  # of a batch of few speakers
+CONDENSED_WEIGHT, WHOLE_WEIGHT = 0.5, 0.7  # in the loss of such a batch
 HEARD_SHARE, HEARD_SEGMENTS = 0.5, 4  # the clips whose answers the encoder learns by, and answers each
 DEGRADED_SHARE = 0.6  # of the steps in which the decoder learns along with the encoder
 
@@ -137,11 +139,11 @@ class DecoderStage:
     def heard_loss(self, indices: list[int], pairs: list[Pair], tokens: Tensor, num_tokens: Tensor) -> Tensor:
         """Loss of the answers to instructions about what is heard, to train the encoder by.
 
-        indices: clips of the train split; pairs: where there are any, `indices` are theirs, pair by pair, and
-        the answers are about the pairs. tokens: the encoder's outputs, [batch, time, d_model]; num_tokens:
-        how many of each clip, [batch].
+        indices: clips of the train split; pairs: of positions in `indices`, where the answers are to be about
+        pairs: a few of whole recordings, all of condensed ones. tokens: the encoder's outputs, [batch, time,
+        d_model]; num_tokens: how many of each clip, [batch].
         """
-        records, maker, rng = self._run.train.records, self._maker, self._run.rng
+        records, maker, rng = [self._run.train.records[i] for i in indices], self._maker, self._run.rng
         heard = [clip[:n] for clip, n in zip(tokens, num_tokens.tolist(), strict=True)]
         degrade = self._gates is not None and rng.random() < DEGRADED_SHARE
 
@@ -149,18 +151,23 @@ class DecoderStage:
             return self._gates is not None and rng.random() < UNPROMPTED_SHARE
 
         if pairs:
-            rows = [maker.two(pair, records, unprompted=unprompted(), degrade=degrade) for pair in pairs]
-            clips = [heard[2 * i : 2 * i + 2] for i in range(len(pairs))]
-        else:
-            some = rng.sample(range(len(indices)), max(1, round(len(indices) * HEARD_SHARE)))
-            rows = [
-                maker.one(i, records[i], unprompted=unprompted(), degrade=degrade, segments=HEARD_SEGMENTS)
-                for i in (indices[row] for row in some)
-            ]
-            clips = [[heard[row]] for row in some]
+            few = [condensed(clip) for clip in heard]
+            rows = [maker.two(pair, records, unprompted=False, degrade=degrade) for pair in pairs]
+            loss = CONDENSED_WEIGHT * self._loss_of_heard(rows, few, degrade=degrade)
+            some = pairs[:WHOLE_PAIRS]
+            rows = [maker.two(pair, records, unprompted=unprompted(), degrade=degrade) for pair in some]
+            return loss + WHOLE_WEIGHT * self._loss_of_heard(rows, heard, degrade=degrade)
+        rows = [
+            maker.one(i, records[i], unprompted=unprompted(), degrade=degrade, segments=HEARD_SEGMENTS)
+            for i in rng.sample(range(len(indices)), max(1, round(len(indices) * HEARD_SHARE)))
+        ]
+        return self._loss_of_heard(rows, heard, degrade=degrade)
+
+    def _loss_of_heard(self, rows: list[Row], heard: list[Tensor], *, degrade: bool) -> Tensor:
+        """Of rows whose clips are positions in `heard`; heads are dropped where instructions are degraded."""
         if self._gates is not None:
             self._gates.draw([MAX_DROPOUT if degrade and not row.unprompted else 0.0 for row in rows])
-        return self.answer_loss(rows, clips)
+        return self.answer_loss(rows, [[heard[clip] for clip in row.clips] for row in rows])
 
     def takes_gradients(self, takes: bool) -> None:
         """Whether what is behind the encoder is to learn, or to stay as it is."""

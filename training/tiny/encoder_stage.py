@@ -1,5 +1,5 @@
-"""First stage of pretraining: the audio encoder learns words, letters, gender, emotion, speaker and sounds at
-once; and, where there is a trained decoder already, by that one's answers.
+"""First stage of pretraining: the audio encoder learns words, letters, gender, emotion, sounds, speakers and
+what these were drawn with at once; and, where there is a trained decoder already, by that one's answers.
 
 Words and letters by CTC, of the one speaker, or of the first of two; the words of the second by a layer of
 its own. What a recording does not have (a speaker in a sound scene) adds no loss.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.tiny.decoder_stage import DecoderStage
-from training.tiny.features import Corpus, augment
+from training.tiny.features import Changes, Corpus, augment, draw_changes
 from training.tiny.listener import (
     LETTERS,
     NO_LABEL,
@@ -36,12 +37,15 @@ from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
+from training.tiny.speakers import SpeakerBatches, TraitScale
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LISTENER_RATE = 2e-3  # where the encoder stays as it is
 WEIGHTS = {  # of the losses; of others 1
     "words": 2.0,
     "second": 2.0,
+    "speaker": 2.0,
+    "traits": 1.5,
     "letters": 0.7,
     "gender": 2.0,
     "emotion": 5.0,
@@ -54,8 +58,8 @@ TAUGHT_STEPS = 1000  # a new encoder has a teacher
 SILENT_STEPS = 400  # and for these learns by no answers
 # Of the steps, these have the peak learning rate: of an encoder that is taught, of one with its decoder.
 TAUGHT_FLAT_SHARE, TOGETHER_FLAT_SHARE = 0.6, 0.2
-PAIR_SHARE = 0.2  # of the batches that have a decoder's answers is about two recordings
-PAIR_LENGTHS = 8  # so many groups of alike lengths they are drawn from
+PAIR_SHARE = 0.2  # of the batches that have a decoder's answers has few speakers, and is about pairs of them
+NUM_PAIRS = 80  # in such a batch
 
 
 class EncoderStage:
@@ -67,6 +71,8 @@ class EncoderStage:
         names = sorted({r.speaker for r in run.train.records if r.speaker})
         width, vocabulary = self._tower.config.d_model, len(run.tokenizer)
         self._listener = Listener(width, vocabulary, names).to(run.device)
+        self._traits = TraitScale(run.train.records)
+        self._speaker_batches = SpeakerBatches(run.train, run.rng)
         self._state = run.work / "encoder.pt"
         self._teacher: Any = None
 
@@ -87,10 +93,11 @@ class EncoderStage:
         """Train the layers that train the encoder, and leave the encoder as it is."""
         optimizer = MatrixOptimizer([self._listener])
         for step, indices in zip(range(steps), self._run.endless_batches(batch_size), strict=False):
-            mels, lengths = self._augmented(indices)
+            changes = draw_changes(self._run.generator)
+            mels, lengths = self._augmented(indices, changes)
             with torch.no_grad():
                 heard = self._hear(self._tower, mels, lengths)
-            losses = self._losses(indices, *heard)
+            losses = self._losses(indices, changes, *heard)
             optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
 
     def train(
@@ -133,32 +140,24 @@ class EncoderStage:
     def _losses_of_step(
         self, step: int, indices: list[int], decoder: DecoderStage | None
     ) -> dict[str, Tensor]:
-        """By name, of the clips `indices` of the train split or, in some batches, of pairs of speakers."""
+        """By name, of the clips `indices` of the train split or, in some batches, of a few speakers."""
         answering = decoder if self._teacher is None or step >= SILENT_STEPS else None
-        pairs = self._pairs(len(indices) // 2) if answering is not None else []
-        clips = [clip for pair in pairs for clip in (pair.first, pair.second)] or indices
-        mels, lengths = self._augmented(clips)
+        clips, pairs, changes = indices, [], draw_changes(self._run.generator)
+        if answering is not None and self._speaker_batches and self._run.rng.random() < PAIR_SHARE:
+            batch = self._speaker_batches.draw(NUM_PAIRS)
+            clips, pairs, changes = batch.clips, batch.pairs, replace(changes, shifted=False)
+        mels, lengths = self._augmented(clips, changes)
         heard = self._hear(self._tower, mels, lengths)
-        losses = self._losses(clips, *heard)
+        losses = self._losses(clips, changes, *heard)
         if self._teacher is not None and step < TAUGHT_STEPS:
             losses |= self._taught(mels, lengths, *heard)
         if answering is not None:
             losses["answers"] = answering.heard_loss(clips, pairs, *heard[2:])
         return losses
 
-    def _pairs(self, count: int) -> list[Pair]:
-        """Pairs of speakers of the train split, as long as each other; in most batches none."""
-        rng, train = self._run.rng, self._run.train
-        if rng.random() >= PAIR_SHARE:
-            return []
-        drawn = rng.choices(train.pairs, k=count * PAIR_LENGTHS if train.pairs else 0)
-        drawn.sort(key=lambda pair: max(train.mels[i].shape[1] for i in (pair.first, pair.second)))
-        start = rng.randrange(PAIR_LENGTHS) * count
-        return drawn[start : start + count]
-
-    def _augmented(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Log-mels and lengths of the clips `indices` of the train split, changed at random."""
-        mels, lengths = augment(*self._run.train.pad(indices), self._run.generator)
+    def _augmented(self, indices: list[int], changes: Changes) -> tuple[Tensor, Tensor]:
+        """Log-mels and lengths of the clips `indices` of the train split, changed like this."""
+        mels, lengths = augment(*self._run.train.pad(indices), self._run.generator, changes)
         return mels.to(self._run.device), lengths.to(self._run.device)
 
     def _hear(self, tower: Any, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,9 +184,15 @@ class EncoderStage:
         }
 
     def _losses(
-        self, indices: list[int], frames: Tensor, num_frames: Tensor, tokens: Tensor, num_tokens: Tensor
+        self,
+        indices: list[int],
+        changes: Changes,
+        frames: Tensor,
+        num_frames: Tensor,
+        tokens: Tensor,
+        num_tokens: Tensor,
     ) -> dict[str, Tensor]:
-        """By name, of what is heard of the clips `indices` (see `encode`)."""
+        """By name, of what is heard (see `encode`) of the clips `indices` after `changes`."""
         run, listener = self._run, self._listener
         records = [run.train.records[i] for i in indices]
         with run.autocast():
@@ -210,6 +215,10 @@ class EncoderStage:
                 out[name] = F.cross_entropy(
                     getattr(listener, name)(mean).float(), target, ignore_index=NO_LABEL
                 )
+        right = self._traits.targets(records, changes).to(run.device)
+        known = ~right.isnan()
+        if known.any():
+            out["traits"] = F.mse_loss(listener.traits(mean).float()[known], right[known])
         heard = torch.tensor([[float(e in r.sounds) for e in EVENTS] for r in records], device=run.device)
         events = F.binary_cross_entropy_with_logits(listener.events(mean).float(), heard, reduction="none")
         out["events"] = events.sum(1).mean()

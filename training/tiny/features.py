@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -21,9 +21,12 @@ from training.tiny.records import Pair, Record, read_pairs, read_records
 NUM_MEL_BINS = 128
 NATS = 4 * math.log(10)  # of power in one unit of a log-mel: 4 decades, as Whisper scales them
 # Shares of the batches. Emotions differ in tempo, speakers in where formants are: many have neither changed.
-TEMPO_SHARE, SHIFT_SHARE = 0.6, 0.35
+TEMPO_SHARE, SHIFT_SHARE = 0.45, 0.2
+EQUALISED_SHARE = 0.5
 SILENCE_SHARE, MAX_SILENCE_FRAMES = 0.2, 250
 TIGHT_SHARE, MAX_EDGE_FRAMES = 0.25, 8
+MICROPHONE_TILT = 0.075  # at either end of the mel bins, of 40 dB
+MICROPHONE_WAVES = (0.04, 1.5), (0.03, 3.0)  # their sizes, and half turns between the middle and either end
 LOUD_FROM = 0.25  # from here on, between a clip's quiet and its loud frames, a frame is not an edge
 
 
@@ -137,31 +140,69 @@ def _cut_tightly(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> t
     return out, kept
 
 
-def augment(mels: Tensor, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change tempo, vocal tract, level and noise floor of log-mels, mask parts of them, put silence around or
-    cut it away.
+@dataclass(frozen=True)
+class Changes:
+    """What `augment` does to a batch: a tempo for all clips, and the rest as it draws it for each."""
 
-    In shares of the batches: one tempo (0.85 to 1.2) for all clips, silence around them or none left, a shift
-    of each by up to two mel bins. One band of up to 20 bins and one stretch of up to 15 frames a clip are
-    masked. Takes and returns log-mels float32 [batch, num_mel_bins, frames] and lengths [batch].
+    tempo: float | None = None
+    edges: Literal["silence", "tight"] | None = None
+    shifted: bool = False
+    equalised: bool = False
+
+
+def draw_changes(generator: torch.Generator) -> Changes:
+    """Each in its share of the batches; tempos between 0.85 and 1.2."""
+    draws = torch.rand(5, generator=generator).tolist()
+    edges: Literal["silence", "tight"] | None = None
+    if draws[2] < SILENCE_SHARE + TIGHT_SHARE:
+        edges = "silence" if draws[2] < SILENCE_SHARE else "tight"
+    return Changes(
+        tempo=0.85 + 0.35 * draws[1] if draws[0] < TEMPO_SHARE else None,
+        edges=edges,
+        shifted=draws[3] < SHIFT_SHARE,
+        equalised=draws[4] < EQUALISED_SHARE,
+    )
+
+
+def _response(batch: int, bins: int, generator: torch.Generator) -> Tensor:
+    """A microphone's, in units of log-mels, [batch, bins]: a tilt of up to 3 dB at either end and waves."""
+    place = torch.linspace(-1, 1, bins)
+
+    def drawn(limit: float) -> Tensor:
+        return limit * (2 * torch.rand(batch, 1, generator=generator) - 1)
+
+    waves = [drawn(size) * (math.pi * (turns * place + drawn(1))).cos() for size, turns in MICROPHONE_WAVES]
+    return drawn(MICROPHONE_TILT) * place + sum(waves)
+
+
+def augment(
+    mels: Tensor, lengths: Tensor, generator: torch.Generator, changes: Changes | None = None
+) -> tuple[Tensor, Tensor]:
+    """Change tempo, vocal tract, level, spectral tilt and noise floor of log-mels, mask parts of them, put
+    silence around or cut it away.
+
+    changes: drawn where None are given. A shift is of up to two mel bins. One band of up to 20 bins and one
+    stretch of up to 15 frames a clip are masked. Takes and returns log-mels float32 [batch, num_mel_bins,
+    frames] and lengths [batch].
 
     Source: SpecAugment (arXiv 1904.08779), section 2, for the masks.
     """
-    draws = torch.rand(4, generator=generator).tolist()
-    if draws[0] < TEMPO_SHARE:
-        tempo = 0.85 + 0.35 * draws[1]
-        size = int(mels.shape[2] / tempo) // 4 * 4 + 4
+    changes = changes or draw_changes(generator)
+    if changes.tempo is not None:
+        size = int(mels.shape[2] / changes.tempo) // 4 * 4 + 4
         mels = F.interpolate(mels, size=size, mode="linear", align_corners=False)
-        lengths = (lengths / tempo).long().clamp(min=4, max=size)
-    if draws[2] < SILENCE_SHARE:
+        lengths = (lengths / changes.tempo).long().clamp(min=4, max=size)
+    if changes.edges == "silence":
         mels, lengths = _in_silence(mels, lengths, generator)
-    elif draws[2] < SILENCE_SHARE + TIGHT_SHARE:
+    elif changes.edges == "tight":
         mels, lengths = _cut_tightly(mels, lengths, generator)
     batch, bins, frames = mels.shape
-    if draws[3] < SHIFT_SHARE:
+    if changes.shifted:
         shift = torch.randint(-2, 3, (batch,), generator=generator)
         rows = (torch.arange(bins) - shift[:, None]).clamp(0, bins - 1)
         mels = mels.gather(1, rows[:, :, None].expand_as(mels))
+    if changes.equalised:
+        mels = mels + _response(batch, bins, generator)[:, :, None]
 
     def span(limit: int, size: Tensor, axis: int) -> Tensor:
         width = torch.randint(0, limit, (batch,), generator=generator)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.tiny.sounds import EVENTS
+from training.tiny.speakers import NUM_TRAITS
 from training.tiny.voices import EMOTIONS, GENDERS
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -29,6 +30,7 @@ class Listener(nn.Module):
         self.letters = nn.Linear(width, len(LETTERS) + 1)
         self.gender = nn.Linear(width, len(GENDERS))
         self.emotion = nn.Linear(width, len(EMOTIONS))
+        self.traits = nn.Linear(width, NUM_TRAITS)
         self.voice = nn.Linear(width, SPEAKER_WIDTH)
         self.voices = nn.Parameter(torch.randn(len(speakers), SPEAKER_WIDTH))
         self.events = nn.Linear(width, len(EVENTS))

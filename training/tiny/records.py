@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.tiny.voices import EMOTIONS, GENDERS
+from training.tiny.voices import EMOTIONS, GENDERS, Prosody, Speaker
 
 # In which order tasks stand in tables and files. asv asks about two recordings (`Pair`), the others about
 # one.
@@ -16,11 +16,29 @@ TASKS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a virtual speaker was drawn with, and how they spoke this time; `tract` scales formants, rates
+    are factors on the engine voice's own."""
+
+    pitch_hz: float
+    tract: float
+    rate: float
+    spoken_pitch_hz: float
+    spoken_rate: float
+
+    @classmethod
+    def of(cls, speaker: Speaker, prosody: Prosody) -> Traits:
+        spoken = speaker.pitch_hz * prosody.pitch, speaker.rate * prosody.rate
+        return cls(speaker.pitch_hz, speaker.tract, speaker.rate, *spoken)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A recording; `path` is relative to its split's folder. What is None or empty is not there or not known.
 
-    speech: transcript, translation, gender, emotion, speaker, voice; a caption where sounds are behind it
+    speech: transcript, translation, gender, emotion, speaker, voice, traits where it is synthetic; a caption
+        where sounds are behind it
     scene: sounds alone, with a caption
     overlap: two speakers at once; `transcript` belongs to who begins, `second` to the other
     """
@@ -32,6 +50,7 @@ class Record:
     emotion: str | None = None
     speaker: str | None = None
     voice: str | None = None
+    traits: Traits | None = None
     second: str | None = None
     caption: str | None = None
     sounds: tuple[str, ...] = ()
@@ -41,7 +60,8 @@ class Record:
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Record:
-        return cls(**{**values, "sounds": tuple(values.get("sounds", ()))})
+        traits = Traits(**values["traits"]) if "traits" in values else None
+        return cls(**{**values, "sounds": tuple(values.get("sounds", ())), "traits": traits})
 
 
 @dataclass(frozen=True)

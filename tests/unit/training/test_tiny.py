@@ -22,7 +22,7 @@ from training.tiny.model import audio_config, build_model, split_heads, train_to
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
-from training.tiny.records import TASKS, Pair, Record, answers, read_pairs, read_records
+from training.tiny.records import TASKS, Pair, Record, Traits, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
 from training.tiny.sounds import EVENTS, make_event
 from training.tiny.studio import median_pitch_hz
@@ -34,6 +34,7 @@ UTTERANCE = Record(
     gender="male",
     emotion="sad",
     speaker="a",
+    traits=Traits(110.0, 0.95, 0.9, 100.0, 0.7),
 )
 OVERLAP = Record(path="o.flac", transcript="two", second="play rock music in the office")
 SCENE = Record(path="s.flac", caption="a bell rings", sounds=("bell",))
@@ -108,6 +109,24 @@ def test_pairs_are_half_of_one_speaker_and_never_of_one_recording() -> None:
         two = [pair for pair in draw_pairs(records, 400, Random(0), share) if not pair.same]
         alike = sum(records[pair.first].gender == records[pair.second].gender for pair in two)
         assert least < alike / len(two) < most
+
+
+def test_pairs_may_be_of_speakers_of_one_voice_and_gender() -> None:
+    records = [
+        Record(path=f"{i}", gender="male", emotion="sad", speaker=f"{i % 20}", voice=f"{i % 10}")
+        for i in range(100)
+    ]
+
+    def share_of_twins(twins: float) -> float:
+        pairs = draw_pairs(records, 400, Random(0), 1.0, twins)
+        two = [(records[pair.first], records[pair.second]) for pair in pairs if not pair.same]
+        assert len(two) == 200
+        assert all(one.speaker != other.speaker for one, other in two)
+        return sum(one.voice == other.voice for one, other in two) / len(two)
+
+    assert share_of_twins(0.0) < 0.15
+    assert 0.3 < share_of_twins(0.4) < 0.6
+    assert share_of_twins(1.0) == 1.0
 
 
 def test_an_order_names_its_drink_in_both_languages() -> None:

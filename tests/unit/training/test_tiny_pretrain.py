@@ -18,7 +18,7 @@ from training.tiny.encoder_stage import EncoderStage
 from training.tiny.local_heads import HEADS, OFFSETS, frames
 from training.tiny.model import encode
 from training.tiny.pretrain import main
-from training.tiny.records import Pair, Record
+from training.tiny.records import Pair, Record, Traits
 from training.tiny.run import Run
 
 SPEECH = [
@@ -26,11 +26,12 @@ SPEECH = [
         path=f"{number}.flac",
         transcript=("turn on the light", "two")[number % 2],
         translation=("schalte das licht an", "zwei")[number % 2],
-        gender=("male", "female")[number % 2],
+        gender=("male", "female")[number % 4 > 1],
         emotion="sad",
-        speaker=f"speaker-{number % 3}",
+        speaker=f"speaker-{number % 4}",
+        traits=Traits(100.0 + number % 4, 1.0, 0.8 + 0.1 * (number % 2), 90.0, 0.7),
     )
-    for number in range(6)
+    for number in range(8)
 ]
 OTHERS = [
     Record(path="o.flac", transcript="two", second="turn on the light"),
@@ -46,7 +47,7 @@ def corpus(tmp_path: Path) -> Path:
         folder = tmp_path / "corpus" / split
         folder.mkdir(parents=True)
         records = [*SPEECH, *OTHERS]
-        write_manifests(folder, records, [Pair(0, 3, same=True), Pair(0, 1, same=False)])
+        write_manifests(folder, records, [Pair(0, 4, same=True), Pair(0, 1, same=False)])
         lengths = rng.integers(80, 160, size=len(records))
         mel = rng.standard_normal((128, lengths.sum())).astype(np.float16)
         np.savez(folder / "mels.npz", mel=mel, lengths=lengths)
@@ -74,7 +75,11 @@ def test_a_finished_checkpoint_goes_on_from_where_it_is(corpus: Path, tmp_path: 
     assert all("audio_tower.layer" in name or "audio_tower.conv" in name for name in changed)
 
 
-def test_encoder_and_decoder_learn_together(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair_share", [0.0, 1.0])
+def test_encoder_and_decoder_learn_together(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_share: float
+) -> None:
+    monkeypatch.setattr(encoder_stage, "PAIR_SHARE", pair_share)
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     main(corpus, first, work=tmp_path / "work", encoder_steps=2, decoder_steps=4, batch_size=4)
     options = {"encoder_steps": 2, "decoder_steps": 0, "batch_size": 4, "start_from": first}
@@ -131,18 +136,19 @@ def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
 
     def gradients(pairs: list[Pair]) -> list[bool]:
-        heard = encode(run.model.model.audio_tower, *run.train.pad([0, 3]))
+        heard = encode(run.model.model.audio_tower, *run.train.pad([0, 4]))
         run.model.zero_grad()
-        decoder.heard_loss([0, 3], pairs, *heard[2:]).backward()
+        decoder.heard_loss([0, 4], pairs, *heard[2:]).backward()
         parts = (run.model.model.audio_tower.conv1, run.model.model.language_model.layers[0].mlp.up_proj)
         return [part.weight.grad is not None and bool(part.weight.grad.any()) for part in parts]
 
+    pairs = [Pair(0, 1, same=True)]
     encoder.train_listener(1, 4)
-    assert gradients([]) == gradients(run.train.pairs[:1]) == [True, True]
+    assert gradients([]) == gradients(pairs) == [True, True]
     encoder.train(1, 4, 1e-3, decoder)
-    assert gradients([]) == gradients(run.train.pairs[:1]) == [True, False]
+    assert gradients([]) == gradients(pairs) == [True, False]
     with decoder.answering(learns=True):
-        assert gradients([]) == gradients(run.train.pairs[:1]) == [True, True]
+        assert gradients([]) == gradients(pairs) == [True, True]
 
 
 def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> None:
