@@ -39,7 +39,7 @@ from training.tiny.records import TASKS, Pair, Record, Traits, answers
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
-SIZES: dict[Split, int] = {"train": 20_000, "dev": 600, "test": 600}
+SIZES: dict[Split, int] = {"train": 40_000, "dev": 600, "test": 600}
 CLEAN = "clean"
 FOLDERS: dict[str, Split] = {"train": "train", "dev": "dev", "test": "test", CLEAN: "test"}
 # Sound scenes and overlaps, as shares of the utterances.

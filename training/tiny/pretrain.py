@@ -26,8 +26,8 @@ from training.tiny.orders import transcribed_orders
 from training.tiny.overlaps import overlapped
 from training.tiny.run import Run
 
-ORDER_REPEATS = 4  # of each recorded order in a pass over the corpus
-DIGIT_REPEATS = 2  # of each recorded digit then, beside the one that the corpus has
+ORDER_REPEATS = 8  # of each recorded order in a pass over the corpus
+DIGIT_REPEATS = 4  # of each recorded digit then, beside the one that the corpus has
 OVERLAP_SHARE = 0.16  # of the train split: overlaps that it has beside the corpus' own
 LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
 

@@ -1,10 +1,10 @@
 """Speaks virtual speakers to 16 kHz mono arrays through five synthesis engines.
 
 espeak-ng speaks through a variant file written for each speaker (formants and pitch range by the speaker's
-gender). flite's awb and slt are moved between speakers by resampling (pitch and vocal tract together) with
-the duration compensated. The others take no pitch targets, so the WORLD vocoder moves their pitch, pitch
-range and spectral envelope: Pico (py-nanotts), Piper (a neural voice) and Festival; flite's rms and kal16
-too.
+gender; it knows no breath). flite's awb and slt are moved between speakers by resampling (pitch and vocal
+tract together) with the duration compensated. The others take no pitch targets, so the WORLD vocoder moves
+their pitch, pitch range and spectral envelope: Pico (py-nanotts), Piper (a neural voice) and Festival;
+flite's rms and kal16 too. It gives all voices but espeak-ng's their timbres.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from training.tiny.voices import Prosody, Speaker
+from training.tiny.voices import PLAIN, Prosody, Speaker, Timbre
 
 SAMPLE_RATE_HZ = 16_000
 FRAME_PERIOD_MS = 10.0
+FORMANTS_HZ = 500.0, 1_500.0, 2_500.0, 3_500.0
 WITH_PITCH_TARGETS = ("awb", "slt")  # flite voices that follow them
 PACKAGES = {
     "espeak-ng": "espeak-ng",
@@ -61,7 +62,8 @@ class Studio:
             case "espeak":
                 return self._espeak(text, speaker, prosody)
             case "flite" if speaker.voice.name in WITH_PITCH_TARGETS:
-                return self._flite(text, speaker, prosody)
+                spoken = self._flite(text, speaker, prosody)
+                return spoken if speaker.timbre == PLAIN else resynthesise(spoken, timbre=speaker.timbre)
             case "flite":
                 spoken = self._flite_plain(text, speaker, prosody)
             case "pico":
@@ -71,15 +73,24 @@ class Studio:
             case "festival":
                 spoken = self._festival(text, speaker, prosody)
         return resynthesise(
-            spoken, speaker.pitch_hz * prosody.pitch, _range_factor(prosody), tract=speaker.tract
+            spoken,
+            speaker.pitch_hz * prosody.pitch,
+            _range_factor(prosody),
+            tract=speaker.tract,
+            timbre=speaker.timbre,
         )
 
     def _espeak(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
         pitch = speaker.pitch_hz * prosody.pitch
         spread = 0.22 * pitch * prosody.spread
-        percent = round(100 * speaker.tract)
+        timbre = speaker.timbre
         lines = [f"pitch {pitch - spread / 2:.0f} {pitch + spread / 2:.0f}"]
-        lines += [f"formant {n} {percent} 100 100" for n in range(1, 9)]
+        for n in range(8):  # from the fourth on they go together
+            of = min(n, len(timbre.formants) - 1)
+            frequency = 100 * speaker.tract * timbre.formants[of]
+            lines.append(f"formant {n + 1} {frequency:.0f} {100 * timbre.heights[of]:.0f} 100")
+        if timbre.klatt:
+            lines.append(f"klatt {timbre.klatt}")
         if not self._data.exists():
             version = self._run(["espeak-ng", "--version"])
             shutil.copytree(Path(version.rpartition("Data at: ")[2].strip()), self._data)
@@ -170,8 +181,16 @@ def median_pitch_hz(wave: Wave) -> float:
     return float(np.median(f0[f0 > 0])) if (f0 > 0).any() else float("nan")
 
 
-def resynthesise(wave: Wave, pitch_hz: float, spread: float, *, tract: float) -> Wave:
-    """Move speech to another mean pitch, pitch range and vocal tract; the duration stays.
+def resynthesise(
+    wave: Wave,
+    pitch_hz: float | None = None,
+    spread: float = 1.0,
+    *,
+    tract: float = 1.0,
+    timbre: Timbre = PLAIN,
+) -> Wave:
+    """Move speech to another mean pitch (None: its own), pitch range, vocal tract and timbre; the duration
+    stays.
 
     `wave` and the result are float32 [num_samples] at 16 kHz; `spread` is a factor on the pitch's distance
     (in octaves) from its mean, `tract` one on every formant.
@@ -185,14 +204,20 @@ def resynthesise(wave: Wave, pitch_hz: float, spread: float, *, tract: float) ->
     voiced = f0 > 0
     if voiced.any():
         octaves = np.log2(f0[voiced])
-        moved = np.log2(pitch_hz) + spread * (octaves - octaves.mean())
+        mean = octaves.mean() if pitch_hz is None else np.log2(pitch_hz)
+        moved = mean + spread * (octaves - octaves.mean())
         f0[voiced] = np.clip(2**moved, 50.0, 500.0)
     bins = np.arange(envelope.shape[1])
-    source = np.minimum(bins / tract, bins[-1])
+    hz = bins * (SAMPLE_RATE_HZ / 2 / bins[-1])
+    # Formants of a tract of this length lie about here; in between, frequencies move in proportion.
+    own = np.array([0.0, *FORMANTS_HZ, SAMPLE_RATE_HZ])
+    there = own * tract * np.array([1.0, *timbre.formants, timbre.formants[-1]])
+    source = np.minimum(np.interp(hz, there, own) * bins[-1] / hz[-1], bins[-1])
     low = np.floor(source).astype(int)
     high = np.minimum(low + 1, bins[-1])
     share = source - low
     warped = envelope[:, low] * (1 - share) + envelope[:, high] * share
-    warped = np.ascontiguousarray(warped)
+    warped = np.ascontiguousarray(warped * np.interp(hz, there[1:-1], timbre.heights)[None] ** 2)  # powers
+    aperiodicity = aperiodicity ** (1 - 0.6 * timbre.breath)
     moved_wave = pyworld.synthesize(f0, warped, aperiodicity, SAMPLE_RATE_HZ, FRAME_PERIOD_MS)
     return np.asarray(moved_wave, dtype=np.float32)

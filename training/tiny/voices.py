@@ -1,8 +1,8 @@
 """Virtual speakers and how emotions change them: what is drawn before anything is spoken.
 
 A speaker is a voice of one of five synthesis engines with a drawn vocal tract, pitch and rate; most engine
-voices lend themselves to speakers of both genders. Emotion acts on pitch, pitch range, rate, loudness and
-spectral tilt. `training.tiny.studio` speaks them.
+voices lend themselves to speakers of both genders. Most speakers to train with have a timbre of their own.
+Emotion acts on pitch, pitch range, rate, loudness and spectral tilt. `training.tiny.studio` speaks them.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ VOICES: dict[Split, dict[Voice, float]] = {
 
 
 @dataclass(frozen=True)
+class Timbre:
+    """What a speaker's voice has of its own beside pitch and length of the tract: factors on the first four
+    formants and on their heights, breath between 0 and 1, and which of espeak-ng's Klatt synthesisers speaks
+    (0: none of them)."""
+
+    formants: tuple[float, ...] = (1.0,) * 4
+    heights: tuple[float, ...] = (1.0,) * 4
+    breath: float = 0.0
+    klatt: int = 0
+
+
+PLAIN = Timbre()
+
+
+@dataclass(frozen=True)
 class Speaker:
     """A virtual speaker; `tract` scales formants (1 = the engine voice's own), `pitch_hz` is the mean."""
 
@@ -69,6 +84,7 @@ class Speaker:
     pitch_hz: float
     tract: float
     rate: float
+    timbre: Timbre = PLAIN
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,20 @@ def draw_speaker(rng: Random, name: str, split: Split) -> Speaker:
         tract = rng.uniform(0.95, 1.05)
     else:
         tract = rng.uniform(1.14, 1.24) if gender == "female" else rng.uniform(0.80, 0.87)
-    return Speaker(name, voice, gender, pitch_hz, tract, rate)
+    timbre = draw_timbre(Random(f"{name}-{pitch_hz}")) if split == "train" else PLAIN
+    return Speaker(name, voice, gender, pitch_hz, tract, rate, timbre)
+
+
+def draw_timbre(rng: Random) -> Timbre:
+    """The engine voice's own for three speakers in ten."""
+    if rng.random() < 0.3:
+        return PLAIN
+    return Timbre(
+        formants=tuple(rng.uniform(0.94, 1.06) for _ in range(4)),
+        heights=tuple(2 ** rng.uniform(-0.7, 0.7) for _ in range(4)),
+        breath=rng.random() ** 2,
+        klatt=rng.choice((0, 0, 0, 1, 2, 3, 4, 5)),
+    )
 
 
 def draw_prosody(rng: Random, emotion: str) -> Prosody:

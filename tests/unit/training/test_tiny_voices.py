@@ -1,0 +1,93 @@
+"""Virtual speakers and the timbres of their voices."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter, welch
+
+from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave, median_pitch_hz, resynthesise
+from training.tiny.voices import PLAIN, Speaker, Timbre, Voice, draw_prosody, draw_speaker
+
+MOVED = Timbre(formants=(1.2, 1.0, 1.0, 1.0))
+
+
+def vowel(pitch_hz: float, *formants_hz: float) -> Wave:
+    """A second of pulses through resonances of 80 Hz."""
+    wave = np.zeros(SAMPLE_RATE_HZ)
+    wave[:: round(SAMPLE_RATE_HZ / pitch_hz)] = 1.0
+    for hz in formants_hz:
+        radius = np.exp(-np.pi * 80 / SAMPLE_RATE_HZ)
+        wave = lfilter([1.0], [1.0, -2 * radius * np.cos(2 * np.pi * hz / SAMPLE_RATE_HZ), radius**2], wave)
+    return np.asarray(0.5 * wave / np.abs(wave).max(), dtype=np.float32)
+
+
+def peak_hz(wave: Wave, low: float, high: float) -> float:
+    """Where the smoothed spectrum is highest between two frequencies."""
+    hz, power = welch(wave, SAMPLE_RATE_HZ, nperseg=128)
+    return float(hz[np.where((hz >= low) & (hz <= high), power, 0).argmax()])
+
+
+def test_a_timbre_moves_a_formant_and_leaves_the_pitch() -> None:
+    wave = vowel(120, 500, 2500)
+    moved = resynthesise(wave, timbre=MOVED)
+    assert len(moved) == pytest.approx(len(wave), abs=200)
+    assert median_pitch_hz(moved) == pytest.approx(120, rel=0.02)
+    assert peak_hz(moved, 250, 1000) == pytest.approx(600, abs=70)
+    assert peak_hz(moved, 2000, 3000) == pytest.approx(2500, abs=130)
+    assert peak_hz(resynthesise(wave), 250, 1000) == pytest.approx(500, abs=70)
+
+
+def test_a_timbre_weighs_formants() -> None:
+    wave = vowel(120, 500, 2500)
+
+    def second_to_first(timbre: Timbre) -> float:
+        hz, power = welch(resynthesise(wave, timbre=timbre), SAMPLE_RATE_HZ, nperseg=512)
+        bands = [power[(hz > at - 300) & (hz < at + 300)].sum() for at in (500, 2500)]
+        return float(10 * np.log10(bands[1] / bands[0]))
+
+    louder = second_to_first(Timbre(heights=(0.7, 1.0, 1.5, 1.5))) - second_to_first(PLAIN)
+    assert louder == pytest.approx(20 * np.log10(1.5 / 0.7), abs=2.0)
+
+
+def test_breath_is_noise_between_the_harmonics() -> None:
+    wave = vowel(125, 500, 2500)
+
+    def noise_db(timbre: Timbre) -> float:
+        hz, power = welch(resynthesise(wave, timbre=timbre), SAMPLE_RATE_HZ, nperseg=4096)
+        harmonics = 125 * np.arange(8, 40)
+        between = np.interp(harmonics + 62.5, hz, power).sum() / np.interp(harmonics, hz, power).sum()
+        return float(10 * np.log10(between))
+
+    assert noise_db(Timbre(breath=1.0)) > noise_db(PLAIN) + 3
+
+
+def test_speakers_to_train_with_have_timbres_and_others_do_not() -> None:
+    drawn = [draw_speaker(Random(seed), str(seed), "train") for seed in range(300)]
+    assert 0.6 < sum(speaker.timbre != PLAIN for speaker in drawn) / len(drawn) < 0.8
+    assert {speaker.timbre.klatt for speaker in drawn} == set(range(6))
+    assert drawn[0] == draw_speaker(Random(0), "0", "train")
+    assert all(draw_speaker(Random(seed), "x", "test").timbre == PLAIN for seed in range(50))
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
+def test_espeak_speaks_with_a_timbre(tmp_path: Path) -> None:
+    studio = Studio(tmp_path)
+    plain = Speaker("a", Voice("espeak", "en-us"), "male", 110, 0.97, 0.9)
+    prosody = draw_prosody(Random(0), "neutral")
+    spoken = {
+        name: studio.speak("turn on the light", replace(plain, timbre=timbre), prosody)
+        for name, timbre in (("plain", PLAIN), ("moved", MOVED), ("klatt", Timbre(klatt=2)))
+    }
+    first = spoken["plain"]
+    for name in ("moved", "klatt"):
+        wave = spoken[name]
+        assert len(wave) == pytest.approx(len(first), rel=0.03)
+        assert median_pitch_hz(wave) == pytest.approx(median_pitch_hz(first), rel=0.1)
+        size = min(len(wave), len(first))
+        assert np.abs(wave[:size] - first[:size]).max() > 0.01
