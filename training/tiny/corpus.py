@@ -35,7 +35,7 @@ from training.tiny import mixtures
 from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
-from training.tiny.records import TASKS, Pair, Record, Traits, answers
+from training.tiny.records import TASKS, Group, Pair, Record, Traits, answers
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
@@ -141,13 +141,12 @@ def draw_pairs(
     gender, and of the rest about `one_gender` have one gender."""
     speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
     by_speaker: dict[str | None, list[int]] = {}
-    by_voice: dict[tuple[str | None, str | None], list[int]] = {}
+    by_group: dict[Group, list[int]] = {}
     for index in speech:
-        record = records[index]
-        by_speaker.setdefault(record.speaker, []).append(index)
-        by_voice.setdefault((record.voice, record.gender), []).append(index)
+        by_speaker.setdefault(records[index].speaker, []).append(index)
+        by_group.setdefault(records[index].group, []).append(index)
     several = [indices for indices in by_speaker.values() if len(indices) > 1]
-    voices = [indices for indices in by_voice.values() if len({records[i].speaker for i in indices}) > 1]
+    groups = [indices for indices in by_group.values() if len({records[i].speaker for i in indices}) > 1]
 
     def is_wanted(first: int, second: int, same: bool, twin: bool) -> bool:
         one, two = records[first], records[second]
@@ -161,7 +160,7 @@ def draw_pairs(
         twin = not same and twins > 0 and rng.random() < twins
         while True:
             first, second = rng.sample(
-                rng.choice(several) if same else rng.choice(voices) if twin else speech, 2
+                rng.choice(several) if same else rng.choice(groups) if twin else speech, 2
             )
             if is_wanted(first, second, same, twin):
                 break

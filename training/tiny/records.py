@@ -15,6 +15,8 @@ TASKS = (
     "asr", "gr", "ser", "s2tt", "asv", "aac", "osr", "asr-gr", "gr-asr", "asr-gr-json", "gr-ser-asr-json",
 )  # fmt: skip
 
+Group = tuple[str | None, str | None]  # synthesis voice and gender
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -54,6 +56,11 @@ class Record:
     second: str | None = None
     caption: str | None = None
     sounds: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> Group:
+        """Recordings of one group differ by their speakers alone, as far as voices go."""
+        return self.voice, self.gender
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value not in (None, ())}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from training.tiny.features import Changes, Corpus
-from training.tiny.records import Pair, Record, Traits
+from training.tiny.records import Group, Pair, Record, Traits
 
 NAMES = [field.name for field in fields(Traits)]
 NUM_TRAITS = len(NAMES)
@@ -32,12 +32,7 @@ CLIPS_PER_SPEAKER = 4
 ALIKE = 8  # of a speaker's clips the nearest in length, which these are drawn from
 TWIN_SHARE = 0.45  # of the pairs of two speakers
 
-Group = tuple[str | None, str | None]  # voice and gender
 T = TypeVar("T")
-
-
-def _group(record: Record) -> Group:
-    return record.voice, record.gender
 
 
 class TraitScale:
@@ -47,7 +42,7 @@ class TraitScale:
         known: dict[Group, list[Tensor]] = defaultdict(list)
         for record in records:
             if record.traits is not None:
-                known[_group(record)].append(_logarithms(record.traits))
+                known[record.group].append(_logarithms(record.traits))
         self._means = {group: torch.stack(rows).mean(0) for group, rows in known.items()}
         apart = [row - self._means[group] for group, rows in known.items() for row in rows]
         self._spread = torch.stack(apart).std(0, correction=0).clamp(min=MIN_SPREAD) if apart else UNKNOWN
@@ -57,8 +52,8 @@ class TraitScale:
         a recording has no traits, its voice was not in the scale, or `changes` leave nothing of them."""
         targets = UNKNOWN.repeat(len(records), 1)
         for row, record in zip(targets, records, strict=True):
-            if record.traits is not None and _group(record) in self._means:
-                row[:] = (_logarithms(record.traits) - self._means[_group(record)]) / self._spread
+            if record.traits is not None and record.group in self._means:
+                row[:] = (_logarithms(record.traits) - self._means[record.group]) / self._spread
         if changes.tempo is not None:
             targets[:, RATES] = math.nan
         if changes.shifted:
@@ -93,7 +88,7 @@ class SpeakerBatches:
         clips: dict[tuple[Group, str], list[int]] = defaultdict(list)
         for index, record in enumerate(corpus.records):
             if record.speaker is not None and record.emotion is not None:
-                clips[_group(record), record.speaker].append(index)
+                clips[record.group, record.speaker].append(index)
         self._clips = {speaker: indices for speaker, indices in clips.items() if len(indices) > 1}
 
     def __bool__(self) -> bool:
