@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from training.tiny.features import Corpus, augment
 from training.tiny.model import encode
 from training.tiny.optimizer import MatrixOptimizer
+from training.tiny.pairs import draw_pairs
 from training.tiny.records import Pair
 from training.tiny.run import Run, learning_rate
 from training.tiny.segments import Row, RowMaker, pack
@@ -34,6 +35,8 @@ PAIR_SHARE = 0.25  # of the batches is about two recordings
 CONDENSED_SHARE = 0.5  # of these hears each recording as CONDENSED_TOKENS mean tokens, in more rows
 CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
+COMPARED_PAIRS, COMPARE_RATE = 160, 1.5e-3  # of a step of `compare`
+ONE_GENDER_SHARE, TWIN_SHARE = 0.5, 0.75  # of its pairs of two speakers
 MAX_DROPOUT = 0.5
 WHOLE_PAIRS = 18  # of a batch of few speakers
 CONDENSED_WEIGHT, WHOLE_WEIGHT = 0.5, 0.7  # in the loss of such a batch
@@ -108,11 +111,26 @@ class DecoderStage:
                 self._gates.remove()
                 self._gates = None
 
-    def train(
-        self, steps: int, batch_size: int, peak_rate: float, dropout_from: float, pair_steps: int = 0
-    ) -> None:
-        """Train for `steps`; head dropout begins after the share `dropout_from` of them. The first
-        `pair_steps` are about pairs of few tokens alone."""
+    def compare(self, some: Corpus, heard: list[Tensor], steps: int) -> None:
+        """Train for `steps` on pairs of a few speakers' recordings alone, condensed; heard: the encoder's
+        outputs of these recordings."""
+        run, few = self._run, [condensed(clip) for clip in heard]
+        dev = [condensed(clip) for clip in self.encode_all(run.dev, augmented=False)]
+        run.model.model.language_model.train()
+        self.takes_gradients(True)
+        optimizer = MatrixOptimizer(self.parts)
+        started, losses = time.monotonic(), []
+        for step in range(steps):
+            pairs = draw_pairs(some.records, COMPARED_PAIRS, run.rng, ONE_GENDER_SHARE, TWIN_SHARE)
+            rows = [self._maker.two(pair, some.records, unprompted=False, degrade=False) for pair in pairs]
+            loss = self.answer_loss(rows, [[few[i] for i in row.clips] for row in rows])
+            optimizer.step(loss, learning_rate(step, steps, COMPARE_RATE))
+            losses.append(loss.item())
+        seconds, right = time.monotonic() - started, self.verification(run.dev, dev)
+        run.report(stage="pairs", step=steps, seconds=seconds, loss=fmean(losses), pairs=right)
+
+    def train(self, steps: int, batch_size: int, peak_rate: float, dropout_from: float) -> None:
+        """Train for `steps`; head dropout begins after the share `dropout_from` of them."""
         run = self._run
         decoder = run.model.model.language_model.train()
         self.takes_gradients(True)
@@ -123,12 +141,12 @@ class DecoderStage:
         started, losses = time.monotonic(), []
         for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
             late = step >= dropout_from * steps
-            rows, clips = self._batch(views, indices, degrade=late, only_pairs=step < pair_steps)
+            rows, clips = self._batch(views, indices, degrade=late)
             gates.draw([MAX_DROPOUT if late and not row.unprompted else 0.0 for row in rows])
             loss = self.answer_loss(rows, clips)
             optimizer.step(loss, learning_rate(step, steps, peak_rate))
             losses.append(loss.item())
-            if (step + 1) % 250 == 0 or step + 1 in (pair_steps, steps):
+            if (step + 1) % 250 == 0 or step + 1 == steps:
                 gates.draw([0.0])
                 seconds, pairs = time.monotonic() - started, self.verification(run.dev, dev)
                 run.report(stage="decoder", step=step + 1, seconds=seconds, loss=fmean(losses), pairs=pairs)
@@ -233,17 +251,12 @@ class DecoderStage:
         return logits.float(), targets.to(run.device), weights.to(run.device)
 
     def _batch(
-        self,
-        views: list[list[Tensor]],
-        indices: list[int],
-        *,
-        degrade: bool,
-        only_pairs: bool,
+        self, views: list[list[Tensor]], indices: list[int], *, degrade: bool
     ) -> tuple[list[Row], list[list[Tensor]]]:
         """Rows about the clips `indices` or, in a share of the batches, about pairs; and what each hears."""
         rng, train, maker = self._run.rng, self._run.train, self._maker
-        about_pairs = only_pairs or (bool(train.pairs) and rng.random() < PAIR_SHARE)
-        condense = only_pairs or (about_pairs and rng.random() < CONDENSED_SHARE)
+        about_pairs = bool(train.pairs) and rng.random() < PAIR_SHARE
+        condense = about_pairs and rng.random() < CONDENSED_SHARE
         rows = []
         if condense:
             pairs = rng.choices(train.pairs, k=len(indices) * CONDENSED_ROWS)

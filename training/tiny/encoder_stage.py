@@ -34,7 +34,7 @@ from training.tiny.listener import (
 )
 from training.tiny.model import encode, new_tower
 from training.tiny.optimizer import MatrixOptimizer
-from training.tiny.records import Pair
+from training.tiny.records import Pair, Record
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
 from training.tiny.speakers import SpeakerBatches, TraitScale
@@ -58,8 +58,8 @@ TAUGHT_STEPS = 1000  # a new encoder has a teacher
 SILENT_STEPS = 400  # and for these learns by no answers
 # Of the steps, these have the peak learning rate: of an encoder that is taught, of one with its decoder.
 TAUGHT_FLAT_SHARE, TOGETHER_FLAT_SHARE = 0.6, 0.2
-PAIR_SHARE = 0.2  # of the batches that have a decoder's answers has few speakers, and is about pairs of them
-NUM_PAIRS = 80  # in such a batch
+PAIR_SHARE = 0.3  # of the batches that have a decoder's answers has few speakers, and is about pairs of them
+NUM_PAIRS = 144  # in such a batch
 
 
 class EncoderStage:
@@ -99,6 +99,15 @@ class EncoderStage:
                 heard = self._hear(self._tower, mels, lengths)
             losses = self._losses(indices, changes, *heard)
             optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
+
+    def fit_speakers(self, records: list[Record], means: Tensor) -> Listener:
+        """Fit what speakers are told apart by to the encoder as it is, which learns better by it then.
+
+        means: mean tokens of recordings of the train split, [recordings, width].
+        """
+        owners = labels([r.speaker for r in records], self._listener.classes["speaker"], self._run.device)
+        self._listener.fit_speakers(means, owners)
+        return self._listener
 
     def train(
         self,

@@ -81,10 +81,9 @@ class Corpus:
         records, mels = other.records * repeats, other.mels * repeats
         return Corpus([*self.records, *records], [*self.mels, *mels], self.pairs)
 
-    def part(self, wanted: list[bool]) -> Corpus:
-        """The recordings that are wanted, without pairs."""
-        chosen = [i for i, is_wanted in enumerate(wanted) if is_wanted]
-        return Corpus([self.records[i] for i in chosen], [self.mels[i] for i in chosen], [])
+    def part(self, indices: list[int]) -> Corpus:
+        """These recordings, without pairs."""
+        return Corpus([self.records[i] for i in indices], [self.mels[i] for i in indices], [])
 
     def batches(self, rng: Random, size: int) -> list[list[int]]:
         """Indices in batches of ``size`` clips of alike length, in random order (a pass over the split)."""

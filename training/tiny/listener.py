@@ -14,6 +14,11 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SPEAKER_WIDTH = 32  # of what speakers are told apart by
 SPEAKER_SCALE = 15.0  # of the cosines, as logits
 NO_LABEL = -100
+MIN_SPREAD = 1e-6
+FIT_STEPS, FIT_BATCH, FIT_RATE = 2500, 256, 5e-3  # of what speakers are told apart by, to a trained encoder
+VOICE_SIZE = (
+    4.0  # standard deviation along each of its directions behind the projector (of other things: 1.2)
+)
 
 
 class Listener(nn.Module):
@@ -39,6 +44,45 @@ class Listener(nn.Module):
         """Logits of the training speakers, [batch, width] -> [batch, speakers]: scaled cosines, so that what
         tells speakers apart is how near two recordings are, also of speakers who were never heard."""
         return SPEAKER_SCALE * F.normalize(self.voice(mean)) @ F.normalize(self.voices).T
+
+    @torch.enable_grad()
+    def fit_speakers(self, means: Tensor, speakers: Tensor) -> None:
+        """Learn anew what speakers are told apart by, from several recordings of each.
+
+        means: mean tokens [recordings, width]; speakers: their class indices [recordings]. The steps of an
+        encoder see a speaker once in dozens, and leave these layers far from what its tokens give away.
+        """
+        centre, spread = means.mean(0), means.std(0, correction=0).clamp(min=MIN_SPREAD)
+        scaled = (means - centre) / spread
+        self.voice.reset_parameters()
+        nn.init.normal_(self.voices)
+        optimizer = torch.optim.AdamW([*self.voice.parameters(), self.voices], betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, FIT_RATE, total_steps=FIT_STEPS)
+        for _ in range(FIT_STEPS):
+            drawn = torch.randint(len(means), (FIT_BATCH,), device=means.device)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self.speaker(scaled[drawn]), speakers[drawn])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():  # from now on, of means as they are
+            self.voice.weight.div_(spread)
+            self.voice.bias.sub_(self.voice.weight @ centre)
+
+    @torch.no_grad()
+    def pass_on_speakers(self, projector: nn.Linear, means: Tensor) -> None:
+        """Have a projector pass on what speakers are told apart by, in directions of its own: in tokens that
+        mostly vary by what is said, a decoder does not find it.
+
+        means: mean tokens [recordings, width].
+        """
+        spread = self.voice(means).std(0, correction=0).mean().clamp(min=MIN_SPREAD)
+        directions, _ = torch.linalg.qr(
+            torch.randn(projector.out_features, SPEAKER_WIDTH, device=means.device)
+        )
+        louder = VOICE_SIZE / spread * directions @ self.voice.weight  # [out_features, width]
+        projector.weight.add_(louder)
+        projector.bias.sub_(louder @ means.mean(0))
 
 
 def mean_token(tokens: Tensor, num_tokens: Tensor) -> Tensor:

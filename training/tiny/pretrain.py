@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from training.tiny.decoder_stage import DecoderStage
@@ -25,11 +26,13 @@ from training.tiny.model import save, split_heads
 from training.tiny.orders import transcribed_orders
 from training.tiny.overlaps import overlapped
 from training.tiny.run import Run
+from training.tiny.speakers import SpeakerBatches
 
 ORDER_REPEATS = 8  # of each recorded order in a pass over the corpus
 DIGIT_REPEATS = 4  # of each recorded digit then, beside the one that the corpus has
 OVERLAP_SHARE = 0.16  # of the train split: overlaps that it has beside the corpus' own
 LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
+CLIPS_PER_SPEAKER = 8  # for what speakers are told apart by
 
 
 def main(
@@ -55,7 +58,7 @@ def main(
         float, typer.Option(help="Share of the decoder stage before head dropout.")
     ] = 0.5,
     pair_steps: Annotated[
-        int, typer.Option(help="First steps of the decoder stage, on pairs of speakers alone.")
+        int, typer.Option(help="Steps of the decoder before that, on pairs of speakers alone.")
     ] = 0,
     encoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the encoder stage.")] = 1e-3,
     start_from: Annotated[
@@ -89,12 +92,13 @@ def main(
     overlaps = overlapped(run.train, round(OVERLAP_SHARE * len(run.train.records)), run.rng_of("overlaps"))
     run.train = run.train.with_more(overlaps, 1)
     encoder, decoder = EncoderStage(run), DecoderStage(run)
-    if resume_decoder:
+    if resume_decoder or not (decoder_steps or start_from):
         decoder.load()
     if resume or not (encoder_steps or start_from):
         encoder.load()
-    elif start_from and (encoder_steps or orders):
-        encoder.train_listener(LISTENER_STEPS, batch_size)
+    if start_from and (encoder_steps or orders):
+        encoder.train_listener(0 if resume else LISTENER_STEPS, batch_size)
+        _learn_speakers(run, encoder, decoder, pair_steps if together else 0)
     answering = decoder if start_from else None
     if new_encoder:
         _add_people(run, encoder, orders)
@@ -105,10 +109,24 @@ def main(
         _add_people(run, encoder, orders)
         encoder.train(order_steps, batch_size, order_rate, answering, together=together)
     if decoder_steps:
-        decoder.train(decoder_steps, batch_size, decoder_rate, dropout_from, pair_steps)
-    elif not start_from:
-        decoder.load()
+        if pair_steps and not together:
+            _learn_speakers(run, encoder, decoder, pair_steps)
+        decoder.train(decoder_steps, batch_size, decoder_rate, dropout_from)
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
+
+
+def _learn_speakers(run: Run, encoder: EncoderStage, decoder: DecoderStage, pair_steps: int) -> None:
+    """Fit what speakers are told apart by to the encoder and, with `pair_steps`, have the projector pass it
+    on and the decoder compare by it."""
+    some = run.train.part(SpeakerBatches(run.train, run.rng).some_of_each(CLIPS_PER_SPEAKER))
+    if not some.records:
+        return
+    heard = decoder.encode_all(some, augmented=False)
+    means = torch.stack([clip.float().mean(0) for clip in heard]).to(run.device)
+    listener = encoder.fit_speakers(some.records, means)
+    if pair_steps:
+        listener.pass_on_speakers(run.model.model.multi_modal_projector.linear, means)
+        decoder.compare(some, heard, pair_steps)
 
 
 def _add_people(run: Run, encoder: EncoderStage, folder: Path | None) -> None:
@@ -117,7 +135,7 @@ def _add_people(run: Run, encoder: EncoderStage, folder: Path | None) -> None:
     if folder is None:
         return
     orders = transcribed_orders(folder, encoder, run.seed)
-    digits = run.train.part([is_spoken_by_people(record) for record in run.train.records])
+    digits = run.train.part([i for i, record in enumerate(run.train.records) if is_spoken_by_people(record)])
     run.train = run.train.with_more(orders, ORDER_REPEATS).with_more(digits, DIGIT_REPEATS)
     run.report(stage="orders", transcribed=len(orders.records), digits=len(digits.records))
 

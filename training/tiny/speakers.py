@@ -30,7 +30,7 @@ NUM_TWINS = 4  # speakers of one voice and gender in a batch
 NUM_OTHERS = 2  # of their gender with another voice, and as many of the other gender
 CLIPS_PER_SPEAKER = 4
 ALIKE = 8  # of a speaker's clips the nearest in length, which these are drawn from
-TWIN_SHARE = 0.45  # of the pairs of two speakers
+TWIN_SHARE = 0.55  # of the pairs of two speakers
 
 T = TypeVar("T")
 
@@ -94,6 +94,10 @@ class SpeakerBatches:
     def __bool__(self) -> bool:
         """Whether there are two speakers to compare."""
         return len(self._clips) > 1
+
+    def some_of_each(self, count: int) -> list[int]:
+        """Up to `count` clips of each speaker."""
+        return [clip for clips in self._clips.values() for clip in _sample(self._rng, clips, count)]
 
     def draw(self, num_pairs: int) -> SpeakerBatch:
         """A batch and about `num_pairs` pairs of it: half of one speaker; of the others, `TWIN_SHARE` of one

@@ -14,13 +14,14 @@ import torch
 
 from training.tiny import acoustics, mixtures
 from training.tiny.coffee import draw_order, draw_order_of
-from training.tiny.corpus import draw_pairs, make_shard, write_manifests
+from training.tiny.corpus import make_shard, write_manifests
 from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.listener import LETTERS
 from training.tiny.model import audio_config, build_model, split_heads, train_tokenizer
 from training.tiny.optimizer import MatrixOptimizer
 from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
+from training.tiny.pairs import draw_pairs
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
 from training.tiny.records import TASKS, Pair, Record, Traits, answers, read_pairs, read_records
 from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lalm.families import load_family
-from training.tiny import encoder_stage
+from training.tiny import decoder_stage, encoder_stage, listener
 from training.tiny.corpus import write_manifests
 from training.tiny.decoder_stage import DecoderStage, condensed
 from training.tiny.encoder_stage import EncoderStage
@@ -37,6 +37,13 @@ OTHERS = [
     Record(path="o.flac", transcript="two", second="turn on the light"),
     Record(path="s.flac", caption="a bell rings", sounds=("bell",)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what learns from many clips."""
+    monkeypatch.setattr(listener, "FIT_STEPS", 4)
+    monkeypatch.setattr(decoder_stage, "COMPARED_PAIRS", 6)
 
 
 @pytest.fixture
@@ -151,15 +158,27 @@ def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path)
         assert gradients([]) == gradients(pairs) == [True, True]
 
 
-def test_the_decoder_learns_pairs_alone_first(corpus: Path, tmp_path: Path) -> None:
+def test_the_decoder_learns_to_compare_speakers(corpus: Path, tmp_path: Path) -> None:
     run = Run(corpus, tmp_path / "work", "cpu", seed=2)
-    stage = DecoderStage(run)
+    stage, some = DecoderStage(run), run.train.part([0, 4, 1])  # two of one speaker, one of another
+    heard = stage.encode_all(some, augmented=False)
     encoded = [condensed(clip) for clip in stage.encode_all(run.train, augmented=False)]
     before = stage.verification(run.train, encoded)
-    stage.train(steps=40, batch_size=4, peak_rate=1e-3, dropout_from=1.0, pair_steps=40)
+    stage.compare(some, heard, steps=40)
     assert (before, stage.verification(run.train, encoded)) == (0.0, 1.0)
     lines = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["stage"] == "decoder"] == [40]
+    assert [line["step"] for line in lines if line["stage"] == "pairs"] == [40]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_pairs_of_speakers_come_first(corpus: Path, tmp_path: Path, together: bool) -> None:
+    first, work = tmp_path / "first", tmp_path / "more"
+    main(corpus, first, work=tmp_path / "work", encoder_steps=2, decoder_steps=4, batch_size=4)
+    options = {"batch_size": 4, "start_from": first, "together": together, "pair_steps": 2}
+    main(corpus, tmp_path / "second", work=work, encoder_steps=2, decoder_steps=2, **options)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    stages = ["pairs", "encoder"] if together else ["encoder", "pairs"]
+    assert [line["stage"] for line in lines] == ["features", *stages, "decoder"]
 
 
 def test_a_condensed_clip_is_the_means_of_its_stretches() -> None:

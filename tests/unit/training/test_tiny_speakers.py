@@ -8,8 +8,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from training.tiny.features import Changes, Corpus, augment, draw_changes
+from training.tiny.listener import VOICE_SIZE, Listener
 from training.tiny.records import Record, Traits
 from training.tiny.speakers import NAMES, SpeakerBatches, TraitScale
 from training.tiny.voices import draw_prosody, draw_speaker
@@ -89,7 +91,7 @@ def test_a_batch_has_speakers_of_one_voice_and_pairs_of_them() -> None:
             twins = (one.voice, one.gender) == (other.voice, other.gender)
             kinds["same" if pair.same else "twins" if twins else "others"] += 1
     assert kinds["same"] == 40 * 30
-    assert 0.25 < kinds["twins"] / (kinds["twins"] + kinds["others"]) < 0.5
+    assert 0.4 < kinds["twins"] / (kinds["twins"] + kinds["others"]) < 0.6
 
 
 @pytest.mark.parametrize("records", [[], records_of(1), records_of(4, num_each=1)])
@@ -118,3 +120,38 @@ def test_every_microphone_has_its_own_response() -> None:
     assert equalised.std(1).mean() > 0.02
     assert equalised.abs().max() < 0.4
     assert (equalised[0] - equalised[1]).abs().max() > 0.02
+
+
+def test_speakers_are_told_apart_by_what_is_theirs() -> None:
+    """Of speakers who were not there to learn by, in tokens that mostly vary by something else."""
+    rng = torch.Generator().manual_seed(0)
+    width, theirs, num_each = 16, 6, 8
+    people = 0.1 * torch.randn(60, 1, theirs, generator=rng)
+    means = torch.randn(60, num_each, width, generator=rng)  # what is said, and how
+    means[..., :theirs] = people + 0.02 * torch.randn(60, num_each, theirs, generator=rng)
+    listener = Listener(width, 5, [str(number) for number in range(40)])
+
+    def is_nearest(of: Listener) -> float:
+        """How often a recording of an unheard speaker is nearer to their others than to anyone else's."""
+        with torch.no_grad():
+            voices = F.normalize(of.voice(means[40:]), dim=-1)
+        asked, others = voices[:, 0], F.normalize(voices[:, 1:].mean(1), dim=-1)
+        return float(((asked @ others.T).argmax(1) == torch.arange(20)).float().mean())
+
+    before = is_nearest(listener)
+    listener.fit_speakers(means[:40].flatten(0, 1), torch.arange(40).repeat_interleave(num_each))
+    assert before < 0.5 < 0.8 < is_nearest(listener)
+
+
+def test_a_projector_passes_on_what_speakers_are_told_apart_by() -> None:
+    """Beside what it did before, as loud along each direction, however faint it was."""
+    torch.manual_seed(0)
+    listener, projector = Listener(48, 5, ["one"]), torch.nn.Linear(48, 64)
+    means = torch.randn(200, 48) * 0.1 + 3
+    with torch.no_grad():
+        before, voices = projector(means), listener.voice(means)
+        listener.pass_on_speakers(projector, means)
+        added = projector(means) - before
+    torch.testing.assert_close(added.mean(0), torch.zeros(64), atol=1e-3, rtol=0)
+    wanted = (voices - voices.mean(0)) * VOICE_SIZE / voices.std(0, correction=0).mean()
+    torch.testing.assert_close(added @ added.T, wanted @ wanted.T, atol=1e-1, rtol=1e-3)
