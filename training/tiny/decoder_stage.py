@@ -37,6 +37,7 @@ CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 COMPARED_PAIRS, COMPARE_RATE = 160, 1.5e-3  # of a step of `compare`
 ONE_GENDER_SHARE, TWIN_SHARE = 0.5, 0.75  # of its pairs of two speakers
+BARE_SHARE = 0.4  # of condensed pairs, while the decoder learns along: without an instruction
 MAX_DROPOUT = 0.5
 WHOLE_PAIRS = 18  # of a batch of few speakers
 CONDENSED_WEIGHT, WHOLE_WEIGHT = 0.5, 0.7  # in the loss of such a batch
@@ -165,12 +166,16 @@ class DecoderStage:
         heard = [clip[:n] for clip, n in zip(tokens, num_tokens.tolist(), strict=True)]
         degrade = self._gates is not None and rng.random() < DEGRADED_SHARE
 
-        def unprompted() -> bool:
-            return self._gates is not None and rng.random() < UNPROMPTED_SHARE
+        def unprompted(share: float = UNPROMPTED_SHARE) -> bool:
+            return self._gates is not None and rng.random() < share
 
         if pairs:
             few = [condensed(clip) for clip in heard]
-            rows = [maker.two(pair, records, unprompted=False, degrade=degrade) for pair in pairs]
+            bare = [unprompted(BARE_SHARE) for _ in pairs]
+            rows = [
+                maker.two(pair, records, unprompted=is_bare, degrade=degrade, condensed=True)
+                for pair, is_bare in zip(pairs, bare, strict=True)
+            ]
             loss = CONDENSED_WEIGHT * self._loss_of_heard(rows, few, degrade=degrade)
             some = pairs[:WHOLE_PAIRS]
             rows = [maker.two(pair, records, unprompted=unprompted(), degrade=degrade) for pair in some]

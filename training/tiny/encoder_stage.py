@@ -33,7 +33,7 @@ from training.tiny.listener import (
     mean_token,
 )
 from training.tiny.model import encode, new_tower
-from training.tiny.optimizer import MatrixOptimizer
+from training.tiny.optimizer import MatrixOptimizer, WeightAverage
 from training.tiny.records import Pair, Record
 from training.tiny.run import Run, learning_rate
 from training.tiny.sounds import EVENTS
@@ -118,7 +118,7 @@ class EncoderStage:
         *,
         together: bool = False,
     ) -> None:
-        """Train for `steps`; the log gets the dev split's scores every 250.
+        """Train for `steps`; the log gets the dev split's scores every 250. The last weights are an average.
 
         decoder: a trained one, by whose answers the encoder learns too (a new one only after `SILENT_STEPS`);
         it stays as it is unless both are to learn `together`.
@@ -128,11 +128,15 @@ class EncoderStage:
         run, tower = self._run, self._tower.train()
         started, total = time.monotonic(), 0.0
         with decoder.answering(learns=together) if decoder else nullcontext():
-            optimizer = MatrixOptimizer([tower, self._listener, *(decoder.parts if decoder else ())])
+            modules = [tower, self._listener, *(decoder.parts if decoder else ())]
+            optimizer, average = MatrixOptimizer(modules), WeightAverage(modules, steps)
             for step, indices in zip(range(steps), run.endless_batches(batch_size), strict=False):
                 loss = _sum(self._losses_of_step(step, indices, decoder))
                 optimizer.step(loss, learning_rate(step, steps, peak_rate, flat=flat))
+                average.update()
                 total += loss.item()
+                if step + 1 == steps:
+                    average.apply()
                 if (step + 1) % 250 == 0 or step + 1 == steps:
                     seconds, mean = time.monotonic() - started, total / (step % 250 + 1)
                     scores = self.scores(run.dev)

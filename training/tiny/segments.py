@@ -124,10 +124,12 @@ class RowMaker:
         """A row about one recording; of up to `segments` tasks, where it has instructions."""
         return self._row((clip,), texts_of(record), unprompted=unprompted, degrade=degrade, segments=segments)
 
-    def two(self, pair: Pair, records: list[Record], *, unprompted: bool, degrade: bool) -> Row:
-        """A row about two recordings."""
+    def two(
+        self, pair: Pair, records: list[Record], *, unprompted: bool, degrade: bool, condensed: bool = False
+    ) -> Row:
+        """A row about two recordings; of condensed ones nothing but the speakers is asked."""
         both = " ".join(records[i].transcript or "" for i in (pair.first, pair.second))
-        texts = {"asv": pair.answer, "asr": both} if unprompted else {"asv": pair.answer}
+        texts = {"asv": pair.answer, "asr": both} if unprompted and not condensed else {"asv": pair.answer}
         return self._row((pair.first, pair.second), texts, unprompted=unprompted, degrade=degrade)
 
     def _row(

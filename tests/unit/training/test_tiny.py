@@ -19,7 +19,7 @@ from training.tiny.features import Corpus, augment
 from training.tiny.grammar import Sentence, Split, draw
 from training.tiny.listener import LETTERS
 from training.tiny.model import audio_config, build_model, split_heads, train_tokenizer
-from training.tiny.optimizer import MatrixOptimizer
+from training.tiny.optimizer import MatrixOptimizer, WeightAverage
 from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
 from training.tiny.pairs import draw_pairs
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
@@ -255,6 +255,17 @@ def test_rows_about_two_recordings_have_both_clips(tokenizer) -> None:
     assert packed.attention_mask[0, 0, 12, :12].all()
 
 
+def test_of_condensed_recordings_only_the_speakers_are_asked(tokenizer) -> None:
+    def answers(condensed: bool) -> set[str]:
+        maker, records = RowMaker(tokenizer, Random(0)), [UTTERANCE, UTTERANCE]
+        options = {"unprompted": True, "degrade": False, "condensed": condensed}
+        rows = [maker.two(Pair(0, 1, same=True), records, **options) for _ in range(20)]
+        return {tokenizer.decode(answer[:-1]) for row in rows for _, answer in row.segments}
+
+    both = " ".join([UTTERANCE.transcript] * 2)
+    assert (answers(True), answers(False)) == ({"same"}, {"same", both})
+
+
 def test_an_instruction_is_never_degraded_to_nothing() -> None:
     rng = Random(0)
     assert all(instruction(task, rng, degrade=True).strip() for task in TASKS for _ in range(200))
@@ -345,3 +356,13 @@ def test_the_optimizer_moves_matrices_and_the_rest_but_nothing_frozen() -> None:
     assert losses[-1] < 0.5 * losses[0]
     changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
     assert changed == [False, False, *[True] * 6]
+
+
+def test_the_average_of_the_weights_reaches_back_by_a_share_of_the_steps() -> None:
+    layer = torch.nn.Linear(1, 1)
+    average = WeightAverage([layer], steps=100)
+    for step in range(1, 101):
+        torch.nn.init.constant_(layer.weight, step)
+        average.update()
+    average.apply()
+    assert 100 - 35 < layer.weight.item() < 100 - 25
