@@ -16,9 +16,7 @@ SPEAKER_SCALE = 15.0  # of the cosines, as logits
 NO_LABEL = -100
 MIN_SPREAD = 1e-6
 FIT_STEPS, FIT_BATCH, FIT_RATE = 2500, 256, 5e-3  # of what speakers are told apart by, to a trained encoder
-VOICE_SIZE = (
-    4.0  # standard deviation along each of its directions behind the projector (of other things: 1.2)
-)
+VOICE_SIZE = 4.0  # standard deviation of each of these numbers behind the projector, of others 1.2
 
 
 class Listener(nn.Module):
