@@ -9,6 +9,7 @@ Head masks are never known here.
 stays as it is, so that its head masks, which were trained on that, go on being good starts.
 ``--new-encoder`` puts a new encoder in front of it, which learns from the old one, with the orders from its
 first step on (there are no ``--order-steps`` then). With ``--together`` the decoder learns along.
+``--pair-steps`` come before the decoder's others, together with the encoder or alone.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def main(
         float, typer.Option(help="Share of the decoder stage before head dropout.")
     ] = 0.5,
     pair_steps: Annotated[
-        int, typer.Option(help="Steps of the decoder before that, on pairs of speakers alone.")
+        int,
+        typer.Option(
+            help="First steps of the decoder, on pairs of speakers alone; the projector then passes on what "
+            "tells them apart."
+        ),
     ] = 0,
     encoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the encoder stage.")] = 1e-3,
     start_from: Annotated[
