@@ -100,13 +100,16 @@ class EncoderStage:
             losses = self._losses(indices, changes, *heard)
             optimizer.step(_sum(losses), learning_rate(step, steps, LISTENER_RATE))
 
-    def fit_speakers(self, records: list[Record], means: Tensor) -> Listener:
-        """Fit what speakers are told apart by to the encoder as it is, which learns better by it then.
+    def fit_listener(self, records: list[Record], means: Tensor) -> Listener:
+        """Fit what speakers and emotions are told apart by to the encoder as it is, which learns better by it
+        then.
 
-        means: mean tokens of recordings of the train split, [recordings, width].
+        records: several of each speaker's in the train split; means: their mean tokens [recordings, width].
         """
-        owners = labels([r.speaker for r in records], self._listener.classes["speaker"], self._run.device)
-        self._listener.fit_speakers(means, owners)
+        classes, device = self._listener.classes, self._run.device
+        speakers = labels([r.speaker for r in records], classes["speaker"], device)
+        emotions = labels([r.emotion for r in records], classes["emotion"], device)
+        self._listener.fit(means, speakers, emotions)
         return self._listener
 
     def train(

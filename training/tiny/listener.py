@@ -15,8 +15,8 @@ SPEAKER_WIDTH = 32  # of what speakers are told apart by
 SPEAKER_SCALE = 15.0  # of the cosines, as logits
 NO_LABEL = -100
 MIN_SPREAD = 1e-6
-FIT_STEPS, FIT_BATCH, FIT_RATE = 2500, 256, 5e-3  # of what speakers are told apart by, to a trained encoder
-VOICE_SIZE = 4.0  # standard deviation of each of these numbers behind the projector, of others 1.2
+FIT_STEPS, FIT_BATCH, FIT_RATE = 2500, 256, 5e-3  # to a trained encoder
+PASSED_SIZE = 4.0  # standard deviation of each number that is passed on, behind the projector; of others 1.2
 
 
 class Listener(nn.Module):
@@ -44,41 +44,49 @@ class Listener(nn.Module):
         return SPEAKER_SCALE * F.normalize(self.voice(mean)) @ F.normalize(self.voices).T
 
     @torch.enable_grad()
-    def fit_speakers(self, means: Tensor, speakers: Tensor) -> None:
-        """Learn anew what speakers are told apart by, from several recordings of each.
+    def fit(self, means: Tensor, speakers: Tensor, emotions: Tensor) -> None:
+        """Learn anew what speakers and emotions are told apart by, from several recordings of each speaker.
 
-        means: mean tokens [recordings, width]; speakers: their class indices [recordings]. The steps of an
-        encoder see a speaker once in dozens, and leave these layers far from what its tokens give away.
+        means: mean tokens [recordings, width]; speakers, emotions: class indices of these [recordings]. The
+        steps of an encoder see a speaker once in dozens, and leave the layers far from what tokens give away.
         """
         centre, spread = means.mean(0), means.std(0, correction=0).clamp(min=MIN_SPREAD)
         scaled = (means - centre) / spread
-        self.voice.reset_parameters()
+        layers = self.voice, self.emotion
+        for layer in layers:
+            layer.reset_parameters()
         nn.init.normal_(self.voices)
-        optimizer = torch.optim.AdamW([*self.voice.parameters(), self.voices], betas=(0.9, 0.98))
+        weights = [*self.voice.parameters(), *self.emotion.parameters(), self.voices]
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, FIT_RATE, total_steps=FIT_STEPS)
         for _ in range(FIT_STEPS):
             drawn = torch.randint(len(means), (FIT_BATCH,), device=means.device)
             optimizer.zero_grad()
-            loss = F.cross_entropy(self.speaker(scaled[drawn]), speakers[drawn])
-            loss.backward()  # type: ignore[no-untyped-call]
+            who = F.cross_entropy(self.speaker(scaled[drawn]), speakers[drawn])
+            how = F.cross_entropy(self.emotion(scaled[drawn]), emotions[drawn])
+            (who + how).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         with torch.no_grad():  # from now on, of means as they are
-            self.voice.weight.div_(spread)
-            self.voice.bias.sub_(self.voice.weight @ centre)
+            for layer in layers:
+                layer.weight.div_(spread)
+                layer.bias.sub_(layer.weight @ centre)
 
     @torch.no_grad()
-    def pass_on_speakers(self, projector: nn.Linear, means: Tensor) -> None:
-        """Have a projector pass on what speakers are told apart by, in directions of its own: in tokens that
-        mostly vary by what is said, a decoder does not find it.
+    def pass_on(self, projector: nn.Linear, means: Tensor) -> None:
+        """Have a projector pass on what speakers and emotions are told apart by, in directions of its own: in
+        tokens that mostly vary by what is said, a decoder does not find it.
 
         means: mean tokens [recordings, width].
         """
-        spread = self.voice(means).std(0, correction=0).mean().clamp(min=MIN_SPREAD)
-        directions, _ = torch.linalg.qr(
-            torch.randn(projector.out_features, SPEAKER_WIDTH, device=means.device)
+        rows = torch.cat(  # [numbers, width]
+            [
+                layer.weight / layer(means).std(0, correction=0).mean().clamp(min=MIN_SPREAD)
+                for layer in (self.voice, self.emotion)
+            ]
         )
-        louder = VOICE_SIZE / spread * directions @ self.voice.weight  # [out_features, width]
+        directions, _ = torch.linalg.qr(torch.randn(projector.out_features, len(rows), device=means.device))
+        louder = PASSED_SIZE * directions @ rows  # [out_features, width]
         projector.weight.add_(louder)
         projector.bias.sub_(louder @ means.mean(0))
 

@@ -33,7 +33,7 @@ ORDER_REPEATS = 8  # of each recorded order in a pass over the corpus
 DIGIT_REPEATS = 4  # of each recorded digit then, beside the one that the corpus has
 OVERLAP_SHARE = 0.16  # of the train split: overlaps that it has beside the corpus' own
 LISTENER_STEPS = 300  # of the layers that train the encoder, where it is trained already
-CLIPS_PER_SPEAKER = 8  # for what speakers are told apart by
+CLIPS_PER_SPEAKER = 8  # for what speakers and emotions are told apart by
 
 
 def main(
@@ -62,7 +62,7 @@ def main(
         int,
         typer.Option(
             help="First steps of the decoder, on pairs of speakers alone; the projector then passes on what "
-            "tells them apart."
+            "tells them, and emotions, apart."
         ),
     ] = 0,
     encoder_rate: Annotated[float, typer.Option(help="Peak learning rate of the encoder stage.")] = 1e-3,
@@ -103,7 +103,7 @@ def main(
         encoder.load()
     if start_from and (encoder_steps or orders):
         encoder.train_listener(0 if resume else LISTENER_STEPS, batch_size)
-        _learn_speakers(run, encoder, decoder, pair_steps if together else 0)
+        _fit_listener(run, encoder, decoder, pair_steps if together else 0)
     answering = decoder if start_from else None
     if new_encoder:
         _add_people(run, encoder, orders)
@@ -115,22 +115,22 @@ def main(
         encoder.train(order_steps, batch_size, order_rate, answering, together=together)
     if decoder_steps:
         if pair_steps and not together:
-            _learn_speakers(run, encoder, decoder, pair_steps)
+            _fit_listener(run, encoder, decoder, pair_steps)
         decoder.train(decoder_steps, batch_size, decoder_rate, dropout_from)
     save(split_heads(run.model.cpu().eval()), run.tokenizer, out)
 
 
-def _learn_speakers(run: Run, encoder: EncoderStage, decoder: DecoderStage, pair_steps: int) -> None:
-    """Fit what speakers are told apart by to the encoder and, with `pair_steps`, have the projector pass it
-    on and the decoder compare by it."""
+def _fit_listener(run: Run, encoder: EncoderStage, decoder: DecoderStage, pair_steps: int) -> None:
+    """Fit what speakers and emotions are told apart by to the encoder and, with `pair_steps`, have the
+    projector pass it on and the decoder compare speakers by it."""
     some = run.train.part(SpeakerBatches(run.train, run.rng).some_of_each(CLIPS_PER_SPEAKER))
     if not some.records:
         return
     heard = decoder.encode_all(some, augmented=False)
     means = torch.stack([clip.float().mean(0) for clip in heard]).to(run.device)
-    listener = encoder.fit_speakers(some.records, means)
+    listener = encoder.fit_listener(some.records, means)
     if pair_steps:
-        listener.pass_on_speakers(run.model.model.multi_modal_projector.linear, means)
+        listener.pass_on(run.model.model.multi_modal_projector.linear, means)
         decoder.compare(some, heard, pair_steps)
 
 

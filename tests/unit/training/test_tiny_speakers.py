@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from training.tiny.features import Changes, Corpus, augment, draw_changes
-from training.tiny.listener import VOICE_SIZE, Listener
+from training.tiny.listener import PASSED_SIZE, Listener
 from training.tiny.records import Record, Traits
 from training.tiny.speakers import NAMES, SpeakerBatches, TraitScale
-from training.tiny.voices import draw_prosody, draw_speaker
+from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
 PLAIN = Changes()
 
@@ -122,13 +122,15 @@ def test_every_microphone_has_its_own_response() -> None:
     assert (equalised[0] - equalised[1]).abs().max() > 0.02
 
 
-def test_speakers_are_told_apart_by_what_is_theirs() -> None:
+def test_speakers_and_emotions_are_told_apart_by_what_is_theirs() -> None:
     """Of speakers who were not there to learn by, in tokens that mostly vary by something else."""
     rng = torch.Generator().manual_seed(0)
     width, theirs, num_each = 16, 6, 8
     people = 0.1 * torch.randn(60, 1, theirs, generator=rng)
     means = torch.randn(60, num_each, width, generator=rng)  # what is said, and how
     means[..., :theirs] = people + 0.02 * torch.randn(60, num_each, theirs, generator=rng)
+    emotions = torch.randint(len(EMOTIONS), (60, num_each), generator=rng)
+    means[..., theirs] = 0.1 * emotions + 0.01 * torch.randn(60, num_each, generator=rng)
     listener = Listener(width, 5, [str(number) for number in range(40)])
 
     def is_nearest(of: Listener) -> float:
@@ -138,20 +140,26 @@ def test_speakers_are_told_apart_by_what_is_theirs() -> None:
         asked, others = voices[:, 0], F.normalize(voices[:, 1:].mean(1), dim=-1)
         return float(((asked @ others.T).argmax(1) == torch.arange(20)).float().mean())
 
-    before = is_nearest(listener)
-    listener.fit_speakers(means[:40].flatten(0, 1), torch.arange(40).repeat_interleave(num_each))
-    assert before < 0.5 < 0.8 < is_nearest(listener)
+    def is_right(of: Listener) -> float:
+        """How often the emotion of an unheard speaker is."""
+        return float((of.emotion(means[40:]).argmax(-1) == emotions[40:]).float().mean())
+
+    before = is_nearest(listener), is_right(listener)
+    owners = torch.arange(40).repeat_interleave(num_each)
+    listener.fit(means[:40].flatten(0, 1), owners, emotions[:40].flatten())
+    assert before[0] < 0.5 < 0.8 < is_nearest(listener)
+    assert before[1] < 0.5 < 0.9 < is_right(listener)
 
 
-def test_a_projector_passes_on_what_speakers_are_told_apart_by() -> None:
+def test_a_projector_passes_on_what_speakers_and_emotions_are_told_apart_by() -> None:
     """Beside what it did before, as loud along each direction, however faint it was."""
     torch.manual_seed(0)
     listener, projector = Listener(48, 5, ["one"]), torch.nn.Linear(48, 64)
     means = torch.randn(200, 48) * 0.1 + 3
     with torch.no_grad():
-        before, voices = projector(means), listener.voice(means)
-        listener.pass_on_speakers(projector, means)
+        before, told = projector(means), (listener.voice(means), listener.emotion(means))
+        listener.pass_on(projector, means)
         added = projector(means) - before
     torch.testing.assert_close(added.mean(0), torch.zeros(64), atol=1e-3, rtol=0)
-    wanted = (voices - voices.mean(0)) * VOICE_SIZE / voices.std(0, correction=0).mean()
+    wanted = torch.cat([(x - x.mean(0)) / x.std(0, correction=0).mean() for x in told], dim=1) * PASSED_SIZE
     torch.testing.assert_close(added @ added.T, wanted @ wanted.T, atol=1e-1, rtol=1e-3)
