@@ -37,7 +37,7 @@ CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 COMPARED_PAIRS, COMPARE_RATE = 160, 1.5e-3  # of a step of `compare`
 ONE_GENDER_SHARE, TWIN_SHARE = 0.5, 0.75  # of its pairs of two speakers
-BARE_SHARE = 0.5  # of condensed pairs, while the decoder learns along: without an instruction
+BARE_SHARE = 0.5  # of condensed pairs has no instruction
 MAX_DROPOUT = 0.5
 WHOLE_PAIRS = 18  # of a batch of few speakers
 CONDENSED_WEIGHT, WHOLE_WEIGHT = 0.5, 0.7  # in the loss of such a batch
@@ -264,8 +264,9 @@ class DecoderStage:
         condense = about_pairs and rng.random() < CONDENSED_SHARE
         rows = []
         if condense:
-            pairs = rng.choices(train.pairs, k=len(indices) * CONDENSED_ROWS)
-            rows = [maker.two(pair, train.records, unprompted=False, degrade=degrade) for pair in pairs]
+            for pair in rng.choices(train.pairs, k=len(indices) * CONDENSED_ROWS):
+                bare = rng.random() < BARE_SHARE
+                rows.append(maker.two(pair, train.records, unprompted=bare, degrade=degrade, condensed=True))
         elif about_pairs:
             for pair in rng.choices(train.pairs, k=len(indices) * 3 // 4):  # one answer each, but two clips
                 unprompted = rng.random() < UNPROMPTED_SHARE
