@@ -48,7 +48,7 @@ class Studio:
         """Waveform float32 [num_samples], 16 kHz, peak-normalised and then scaled by the prosody's gain.
 
         Raises:
-            FileNotFoundError: the speaker's synthesis engine is not installed.
+            FileNotFoundError: the speaker's synthesis engine or voice is not installed.
         """
         wave = self._voiced(text, speaker, prosody)
         wave = np.asarray(lfilter([1.0, -prosody.tilt], [1.0], wave), dtype=np.float32)
@@ -138,22 +138,32 @@ class Studio:
         return np.asarray(soxr.resample(np.concatenate(parts), rate, SAMPLE_RATE_HZ), dtype=np.float32)
 
     def _festival(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
-        stretch = 1 / (speaker.rate * prosody.rate)
-        setup = f"(begin (voice_{speaker.voice.name}) (Parameter.set 'Duration_Stretch {stretch:.3f}))"
+        name, rate = speaker.voice.name, speaker.rate * prosody.rate
+        if name.endswith("_hts"):  # these have durations of their own
+            pace = f'(set! hts_engine_params (append hts_engine_params (list (list "-r" {rate:.3f}))))'
+        else:
+            pace = f"(Parameter.set 'Duration_Stretch {1 / rate:.3f})"
+        setup = f"(begin (voice_{name}) {pace})"
+        self._wav.unlink(missing_ok=True)
         self._run(["text2wave", "-eval", setup, "-o", str(self._wav)], stdin=text)
+        if not self._wav.exists():  # it exits with 0
+            raise FileNotFoundError(_is_missing(f"Festival's voice {name}", "text2wave"))
         return self._read(1.0)
 
     def _run(self, command: list[str], stdin: str | None = None) -> str:
         try:
             done = subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
         except FileNotFoundError as error:
-            needed = f"{command[0]} is not installed: apt-get install {PACKAGES[command[0]]}"
-            raise FileNotFoundError(needed) from error
+            raise FileNotFoundError(_is_missing(command[0], command[0])) from error
         return done.stdout
 
     def _read(self, speed: float) -> Wave:
         wave, rate = soundfile.read(self._wav, dtype="float32")
         return np.asarray(soxr.resample(wave, rate * speed, SAMPLE_RATE_HZ), dtype=np.float32)
+
+
+def _is_missing(what: str, command: str) -> str:
+    return f"{what} is not installed: apt-get install {PACKAGES[command]}"
 
 
 def _range_factor(prosody: Prosody) -> float:

@@ -12,7 +12,7 @@ import pytest
 from scipy.signal import lfilter, welch
 
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave, median_pitch_hz, resynthesise
-from training.tiny.voices import PLAIN, Speaker, Timbre, Voice, draw_prosody, draw_speaker
+from training.tiny.voices import PLAIN, VOICES, Prosody, Speaker, Timbre, Voice, draw_prosody, draw_speaker
 
 MOVED = Timbre(formants=(1.2, 1.0, 1.0, 1.0))
 
@@ -73,6 +73,31 @@ def test_speakers_to_train_with_have_timbres_and_others_do_not() -> None:
     assert {speaker.timbre.klatt for speaker in drawn} == set(range(6))
     assert drawn[0] == draw_speaker(Random(0), "0", "train")
     assert all(draw_speaker(Random(seed), "x", "test").timbre == PLAIN for seed in range(50))
+
+
+@pytest.mark.parametrize(
+    "voice", [voice for split in VOICES.values() for voice in split], ids=lambda v: v.name
+)
+def test_a_voice_speaks_as_quickly_as_it_is_told(voice: Voice, tmp_path: Path) -> None:
+    studio, prosody = Studio(tmp_path), Prosody(pitch=1.0, spread=1.0, rate=1.0, gain_db=0.0, tilt=0.0)
+
+    def duration(rate: float) -> int:
+        speaker = Speaker("a", voice, "male", 110, 1.0, rate)
+        return len(studio.speak("turn on the light in the kitchen", speaker, prosody))
+
+    try:
+        slow, quick = duration(0.7), duration(1.0)
+    except (FileNotFoundError, ImportError) as error:
+        pytest.skip(f"needs what `make corpus` does: {error}")
+    assert slow > 1.25 * quick
+
+
+@pytest.mark.skipif(not shutil.which("text2wave"), reason="needs festival")
+def test_a_voice_that_is_not_installed_says_what_to_install(tmp_path: Path) -> None:
+    speaker = Speaker("a", Voice("festival", "of_nobody"), "male", 110, 1.0, 0.9)
+    (tmp_path / "speech.wav").write_bytes(b"of an earlier utterance")
+    with pytest.raises(FileNotFoundError, match="of_nobody is not installed: apt-get install festival "):
+        Studio(tmp_path).speak("two", speaker, draw_prosody(Random(0), "sad"))
 
 
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
