@@ -40,7 +40,7 @@ from training.tiny.records import TASKS, Pair, Record, Traits, answers
 from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
 
-SIZES: dict[Split, int] = {"train": 40_000, "dev": 600, "test": 600}
+SIZES: dict[Split, int] = {"train": 50_000, "dev": 600, "test": 600}
 CLEAN = "clean"
 FOLDERS: dict[str, Split] = {"train": "train", "dev": "dev", "test": "test", CLEAN: "test"}
 # Sound scenes and overlaps, as shares of the utterances.
@@ -94,8 +94,8 @@ class Shard:
                 wave = studio.speak(sentence.english, speaker, prosody)
                 record = Record(
                     path=f"audio/{self._shard:03d}-{index:03d}.flac",
-                    transcript=sentence.english,
-                    translation=sentence.german,
+                    transcript=sentence.english if speaker.voice.english else None,
+                    translation=sentence.german if speaker.voice.english else None,
                     gender=speaker.gender,
                     emotion=emotion,
                     speaker=speaker.name,
@@ -112,7 +112,8 @@ class Shard:
         return self._write(wave, record)
 
     def _overlap(self, number: int, spoken: list[tuple[Wave, Record]]) -> Record:
-        (first, one), (second, other) = self._rng.sample(spoken, 2)
+        known = [(wave, record) for wave, record in spoken if record.has_known_words]
+        (first, one), (second, other) = self._rng.sample(known, 2)
         wave = mixtures.overlap(first, second, self._rng)
         path = f"audio/{self._shard:03d}-o{number:03d}.flac"
         return self._write(wave, Record(path=path, transcript=one.transcript, second=other.transcript))

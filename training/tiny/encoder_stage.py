@@ -213,12 +213,15 @@ class EncoderStage:
         records = [run.train.records[i] for i in indices]
         with run.autocast():
             mean = mean_token(tokens, num_tokens)
-        pieces = [self._ids(r.transcript) for r in records]
-        spelled = [[LETTERS.index(c) for c in r.transcript or ""] for r in records]
-        out = {
-            "words": ctc(listener.words(tokens), num_tokens, pieces),
-            "letters": ctc(listener.letters(frames), num_frames, spelled),
-        }
+        known = [row for row, record in enumerate(records) if record.has_known_words]
+        pieces = [self._ids(records[row].transcript) for row in known]
+        spelled = [[LETTERS.index(c) for c in records[row].transcript or ""] for row in known]
+        out = {}
+        if known:
+            out = {
+                "words": ctc(listener.words(tokens[known]), num_tokens[known], pieces),
+                "letters": ctc(listener.letters(frames[known]), num_frames[known], spelled),
+            }
         both = [row for row, record in enumerate(records) if record.second is not None]
         if both:
             second = [self._ids(records[row].second) for row in both]
@@ -232,9 +235,9 @@ class EncoderStage:
                     getattr(listener, name)(mean).float(), target, ignore_index=NO_LABEL
                 )
         right = self._traits.targets(records, changes).to(run.device)
-        known = ~right.isnan()
-        if known.any():
-            out["traits"] = F.mse_loss(listener.traits(mean).float()[known], right[known])
+        drawn = ~right.isnan()
+        if drawn.any():
+            out["traits"] = F.mse_loss(listener.traits(mean).float()[drawn], right[drawn])
         heard = torch.tensor([[float(e in r.sounds) for e in EVENTS] for r in records], device=run.device)
         events = F.binary_cross_entropy_with_logits(listener.events(mean).float(), heard, reduction="none")
         out["events"] = events.sum(1).mean()

@@ -27,7 +27,7 @@ def overlapped(corpus: Corpus, count: int, rng: Random) -> Corpus:
     """At most `count` overlaps of two speakers of a split who speak with nothing behind them; fewer where few
     of its recordings go together."""
     records, mels = corpus.records, corpus.mels
-    spoken = [i for i, r in enumerate(records) if r.speaker and r.emotion and not (r.caption or r.second)]
+    spoken = [i for i, r in enumerate(records) if r.emotion and r.transcript and not (r.caption or r.second)]
     out = Corpus([], [], [])
     for _ in range(count * DRAWS):
         if len(out.records) == count:

@@ -40,7 +40,7 @@ class Record:
     """A recording; `path` is relative to its split's folder. What is None or empty is not there or not known.
 
     speech: transcript, translation, gender, emotion, speaker, voice, traits where it is synthetic; a caption
-        where sounds are behind it
+        where sounds are behind it; no transcript where a voice of another language speaks
     scene: sounds alone, with a caption
     overlap: two speakers at once; `transcript` belongs to who begins, `second` to the other
     """
@@ -61,6 +61,11 @@ class Record:
     def group(self) -> Group:
         """Recordings of one group differ by their speakers alone, as far as voices go."""
         return self.voice, self.gender
+
+    @property
+    def has_known_words(self) -> bool:
+        """Whether it is known what is said, if only that nobody speaks."""
+        return self.transcript is not None or self.speaker is None
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value not in (None, ())}
@@ -90,6 +95,10 @@ def answers(record: Record) -> dict[str, str]:
     out: dict[str, str] = {}
     if record.caption is not None:
         out["aac"] = record.caption
+    if emotion in EMOTIONS:
+        out["ser"] = emotion
+    if gender in GENDERS:
+        out["gr"] = gender
     if text is None:
         return out
     if record.second is not None:
@@ -97,10 +106,8 @@ def answers(record: Record) -> dict[str, str]:
     out["asr"] = text
     if record.translation is not None:
         out["s2tt"] = record.translation
-    if emotion in EMOTIONS:
-        out["ser"] = emotion
     if gender in GENDERS:
-        out |= {"gr": gender, "asr-gr": f"{text} | {gender}", "gr-asr": f"{gender} | {text}"}
+        out |= {"asr-gr": f"{text} | {gender}", "gr-asr": f"{gender} | {text}"}
         out["asr-gr-json"] = json.dumps({"transcript": text, "gender": gender}, ensure_ascii=False)
         if emotion in EMOTIONS:
             whole = {"gender": gender, "emotion": emotion, "transcript": text}

@@ -68,7 +68,8 @@ UNPROMPTED_PER_ROW = 3
 def texts_of(record: Record) -> dict[str, str]:
     """What the model is to say of a recording: its answers, and what transcribing means for sounds and
     overlaps."""
-    return {"asr": record.transcript or "", **answers(record)}
+    words = {"asr": record.transcript or ""} if record.has_known_words else {}
+    return {**words, **answers(record)}
 
 
 def instruction(task: str, rng: Random, degrade: bool) -> str:
@@ -121,15 +122,18 @@ class RowMaker:
         degrade: bool,
         segments: int = SEGMENTS_PER_ROW,
     ) -> Row:
-        """A row about one recording; of up to `segments` tasks, where it has instructions."""
-        return self._row((clip,), texts_of(record), unprompted=unprompted, degrade=degrade, segments=segments)
+        """A row about one recording; of up to `segments` tasks, where it has instructions. Where it is not
+        known what is said, it has one even if `unprompted`: without, transcription is what comes first."""
+        bare = unprompted and record.has_known_words
+        return self._row((clip,), texts_of(record), unprompted=bare, degrade=degrade, segments=segments)
 
     def two(
         self, pair: Pair, records: list[Record], *, unprompted: bool, degrade: bool, condensed: bool = False
     ) -> Row:
         """A row about two recordings; of condensed ones nothing but the speakers is asked."""
-        both = " ".join(records[i].transcript or "" for i in (pair.first, pair.second))
-        texts = {"asv": pair.answer, "asr": both} if unprompted and not condensed else {"asv": pair.answer}
+        heard, texts = (records[pair.first], records[pair.second]), {"asv": pair.answer}
+        if unprompted and not condensed and all(record.has_known_words for record in heard):
+            texts["asr"] = " ".join(record.transcript or "" for record in heard)
         return self._row((pair.first, pair.second), texts, unprompted=unprompted, degrade=degrade)
 
     def _row(

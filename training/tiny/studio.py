@@ -30,7 +30,9 @@ WITH_PITCH_TARGETS = ("awb", "slt")  # flite voices that follow them
 PACKAGES = {
     "espeak-ng": "espeak-ng",
     "flite": "flite",
-    "text2wave": "festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts",
+    "text2wave": "festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts festvox-czech-dita "
+    "festvox-czech-krb festvox-czech-machac festvox-czech-ph festvox-suopuhe-lj festvox-suopuhe-mv "
+    "festvox-italp16k festvox-itapc16k",
 }  # Debian's, of each command
 
 Wave = NDArray[np.float32]
@@ -75,14 +77,14 @@ class Studio:
         return resynthesise(
             spoken,
             speaker.pitch_hz * prosody.pitch,
-            _range_factor(prosody),
+            _range_factor(prosody) * speaker.liveliness,
             tract=speaker.tract,
             timbre=speaker.timbre,
         )
 
     def _espeak(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
         pitch = speaker.pitch_hz * prosody.pitch
-        spread = 0.22 * pitch * prosody.spread
+        spread = 0.22 * pitch * prosody.spread * speaker.liveliness
         timbre = speaker.timbre
         lines = [f"pitch {pitch - spread / 2:.0f} {pitch + spread / 2:.0f}"]
         for n in range(8):  # from the fourth on they go together
@@ -105,7 +107,7 @@ class Studio:
         pitch = speaker.pitch_hz * prosody.pitch / speaker.tract
         features = {
             "int_f0_target_mean": pitch,
-            "int_f0_target_stddev": 12 * prosody.spread * pitch / 110,
+            "int_f0_target_stddev": 12 * prosody.spread * speaker.liveliness * pitch / 110,
             "duration_stretch": speaker.tract / (speaker.rate * prosody.rate),
         }
         settings = [part for key, value in features.items() for part in ("--setf", f"{key}={value:.3f}")]

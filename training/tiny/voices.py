@@ -1,13 +1,15 @@
 """Virtual speakers and how emotions change them: what is drawn before anything is spoken.
 
 A speaker is a voice of one of five synthesis engines with a drawn vocal tract, pitch and rate; most engine
-voices lend themselves to speakers of both genders. Most speakers to train with have a timbre of their own.
-Emotion acts on pitch, pitch range, rate, loudness and spectral tilt. `training.tiny.studio` speaks them.
+voices lend themselves to speakers of both genders. Most speakers to train with have a timbre and a liveliness
+of their own. Voices of other languages read English by their own rules: they say no words, but have a gender,
+an emotion and somebody who speaks. Emotion acts on pitch, pitch range, rate, loudness and spectral tilt.
+`training.tiny.studio` speaks them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -27,6 +29,7 @@ class Voice:
     engine: Engine
     name: str
     gender: Gender | None = None
+    english: bool = True
 
 
 # Whole voices are kept for evaluation: no speaker of dev or test shares an engine voice with training. The
@@ -46,6 +49,18 @@ VOICES: dict[Split, dict[Voice, float]] = {
         Voice("pico", "en-US", "female"): 2.0,
         Voice("pico", "en-GB", "female"): 2.0,
         Voice("piper", "en_US-joe-medium", "male"): 2.5,
+        Voice("pico", "de-DE", "female", english=False): 0.5,
+        Voice("pico", "es-ES", "female", english=False): 0.5,
+        Voice("pico", "fr-FR", "female", english=False): 0.5,
+        Voice("pico", "it-IT", "female", english=False): 0.5,
+        Voice("festival", "czech_dita", "female", english=False): 0.5,
+        Voice("festival", "czech_krb", "male", english=False): 0.5,
+        Voice("festival", "czech_machac", "male", english=False): 0.5,
+        Voice("festival", "czech_ph", "male", english=False): 0.5,
+        Voice("festival", "hy_fi_mv_diphone", "male", english=False): 0.5,
+        Voice("festival", "suo_fi_lj_diphone", "female", english=False): 0.5,
+        Voice("festival", "lp_diphone", "female", english=False): 0.5,
+        Voice("festival", "pc_diphone", "male", english=False): 0.5,
     },
     "dev": {
         Voice("espeak", "en-gb-x-gbclan"): 1.0,
@@ -76,7 +91,8 @@ PLAIN = Timbre()
 
 @dataclass(frozen=True)
 class Speaker:
-    """A virtual speaker; `tract` scales formants (1 = the engine voice's own), `pitch_hz` is the mean."""
+    """A virtual speaker; `tract` scales formants (1 = the engine voice's own), `pitch_hz` is the mean,
+    `liveliness` a factor on the pitch range."""
 
     name: str
     voice: Voice
@@ -85,6 +101,7 @@ class Speaker:
     tract: float
     rate: float
     timbre: Timbre = PLAIN
+    liveliness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +130,11 @@ def draw_speaker(rng: Random, name: str, split: Split) -> Speaker:
         tract = rng.uniform(0.95, 1.05)
     else:
         tract = rng.uniform(1.14, 1.24) if gender == "female" else rng.uniform(0.80, 0.87)
-    timbre = draw_timbre(Random(f"{name}-{pitch_hz}")) if split == "train" else PLAIN
-    return Speaker(name, voice, gender, pitch_hz, tract, rate, timbre)
+    speaker = Speaker(name, voice, gender, pitch_hz, tract, rate)
+    if split != "train":
+        return speaker
+    own = Random(f"{name}-{pitch_hz}")
+    return replace(speaker, timbre=draw_timbre(own), liveliness=2 ** own.uniform(-0.35, 0.35))
 
 
 def draw_timbre(rng: Random) -> Timbre:

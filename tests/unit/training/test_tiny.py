@@ -24,7 +24,15 @@ from training.tiny.orders import is_held_out, likely_gender, negative_log_likeli
 from training.tiny.pairs import draw_pairs
 from training.tiny.recorded import prompt_speakers, share_of, slot_recall
 from training.tiny.records import TASKS, Pair, Record, Traits, answers, read_pairs, read_records
-from training.tiny.segments import INSTRUCTIONS, UNPROMPTED_SHARES, Row, RowMaker, instruction, pack
+from training.tiny.segments import (
+    INSTRUCTIONS,
+    UNPROMPTED_SHARES,
+    Row,
+    RowMaker,
+    instruction,
+    pack,
+    texts_of,
+)
 from training.tiny.sounds import EVENTS, make_event
 from training.tiny.studio import median_pitch_hz
 
@@ -85,6 +93,19 @@ def test_every_task_has_instructions_an_answer_and_a_share() -> None:
 def test_what_is_not_known_is_not_asked() -> None:
     digit = Record(path="d.flac", transcript="two", translation="zwei", gender="male")
     assert set(answers(digit)) == {"asr", "s2tt", "gr", "asr-gr", "gr-asr", "asr-gr-json"}
+
+
+def test_of_a_voice_of_another_language_nobody_asks_what_it_says(tokenizer) -> None:
+    record = Record(path="f.flac", gender="male", emotion="sad", speaker="a", voice="pico/de-DE")
+    assert texts_of(record) == answers(record) == {"ser": "sad", "gr": "male"}
+    maker = RowMaker(tokenizer, Random(0))
+    assert not maker.one(0, record, unprompted=True, degrade=False).unprompted
+    rows = [
+        maker.two(Pair(0, 1, same=False), [record, UTTERANCE], unprompted=True, degrade=False)
+        for _ in range(20)
+    ]
+    answered = {tokenizer.decode(answer[:-1]) for row in rows for _, answer in row.segments}
+    assert answered == {"different"}
 
 
 def test_records_and_pairs_survive_their_files(tmp_path: Path) -> None:

@@ -55,13 +55,14 @@ def test_a_second_speaker_is_louder_by_the_level() -> None:
 
 
 def test_overlaps_are_of_two_speakers_with_nothing_behind_them() -> None:
-    mels = [mel_of(tone(300 + 100 * i, 0.2, 1.0 + 0.1 * i, 0.2, seed=i)) for i in range(6)]
+    mels = [mel_of(tone(300 + 100 * i, 0.2, 1.0 + 0.1 * i, 0.2, seed=i)) for i in range(7)]
     records = [
         Record(path=f"{i}", transcript=f"word {i}", emotion="sad", speaker=f"{i % 2}", gender="male")
         for i in range(4)
     ]
     records.append(Record(path="4", transcript="word", emotion="sad", speaker="x", caption="a bell rings"))
     records.append(Record(path="5", transcript="word", second="other"))
+    records.append(Record(path="6", emotion="sad", speaker="y", gender="male"))
     made = overlapped(Corpus(records, mels, []), 30, Random(0))
     assert len(made.records) == len(made.mels) == 30
     for record, mel in zip(made.records, made.mels, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from training.tiny import decoder_stage, encoder_stage, listener
 from training.tiny.corpus import write_manifests
 from training.tiny.decoder_stage import DecoderStage, condensed
 from training.tiny.encoder_stage import EncoderStage
+from training.tiny.features import Corpus
 from training.tiny.local_heads import HEADS, OFFSETS, frames
 from training.tiny.model import encode
 from training.tiny.pretrain import main
@@ -156,6 +158,20 @@ def test_the_encoder_learns_by_a_decoder_s_answers(corpus: Path, tmp_path: Path)
     assert gradients([]) == gradients(pairs) == [True, False]
     with decoder.answering(learns=True):
         assert gradients([]) == gradients(pairs) == [True, True]
+
+
+def test_words_are_learnt_only_where_they_are_known(corpus: Path, tmp_path: Path) -> None:
+    run = Run(corpus, tmp_path / "work", "cpu", seed=1)
+    records = [replace(record, transcript=None, translation=None) for record in SPEECH]
+    run.train = Corpus(records, run.train.mels[: len(records)], [])
+    stage, layers = EncoderStage(run), []
+    for steps in (0, 2):
+        stage.train_listener(steps, 4)
+        stage.train(1, 4, 0.0)  # writes the state
+        layers.append(torch.load(tmp_path / "work" / "encoder.pt", weights_only=True)["listener"])
+    kept = {name for name, weight in layers[0].items() if torch.equal(weight, layers[1][name])}
+    assert kept >= {"words.weight", "letters.weight"}
+    assert not kept & {"emotion.weight", "gender.weight", "voice.weight"}
 
 
 def test_the_decoder_learns_to_compare_speakers(corpus: Path, tmp_path: Path) -> None:

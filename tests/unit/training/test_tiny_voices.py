@@ -27,6 +27,12 @@ def vowel(pitch_hz: float, *formants_hz: float) -> Wave:
     return np.asarray(0.5 * wave / np.abs(wave).max(), dtype=np.float32)
 
 
+def pitch_spread(wave: Wave) -> float:
+    """Standard deviation of the pitch of tenths of a second, in octaves."""
+    stretches = np.array_split(wave, 10 * len(wave) // SAMPLE_RATE_HZ)
+    return float(np.nanstd(np.log2([median_pitch_hz(stretch) for stretch in stretches])))
+
+
 def peak_hz(wave: Wave, low: float, high: float) -> float:
     """Where the smoothed spectrum is highest between two frequencies."""
     hz, power = welch(wave, SAMPLE_RATE_HZ, nperseg=128)
@@ -72,7 +78,15 @@ def test_speakers_to_train_with_have_timbres_and_others_do_not() -> None:
     assert 0.6 < sum(speaker.timbre != PLAIN for speaker in drawn) / len(drawn) < 0.8
     assert {speaker.timbre.klatt for speaker in drawn} == set(range(6))
     assert drawn[0] == draw_speaker(Random(0), "0", "train")
-    assert all(draw_speaker(Random(seed), "x", "test").timbre == PLAIN for seed in range(50))
+    assert 0.75 < min(speaker.liveliness for speaker in drawn) < 0.85
+    assert 1.2 < max(speaker.liveliness for speaker in drawn) < 1.3
+    heard = [draw_speaker(Random(seed), "x", "test") for seed in range(50)]
+    assert {(speaker.timbre, speaker.liveliness) for speaker in heard} == {(PLAIN, 1.0)}
+
+
+def test_only_voices_of_english_are_measured_with() -> None:
+    assert {voice.english for voice in VOICES["train"]} == {True, False}
+    assert all(voice.english for split in ("dev", "test") for voice in VOICES[split])  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -83,13 +97,14 @@ def test_a_voice_speaks_as_quickly_as_it_is_told(voice: Voice, tmp_path: Path) -
 
     def duration(rate: float) -> int:
         speaker = Speaker("a", voice, "male", 110, 1.0, rate)
-        return len(studio.speak("turn on the light in the kitchen", speaker, prosody))
+        texts = "turn on the light in the kitchen", "call my brother at five", "play rock music"
+        return sum(len(studio.speak(text, speaker, prosody)) for text in texts)
 
     try:
         slow, quick = duration(0.7), duration(1.0)
     except (FileNotFoundError, ImportError) as error:
         pytest.skip(f"needs what `make corpus` does: {error}")
-    assert slow > 1.25 * quick
+    assert slow > 1.2 * quick
 
 
 @pytest.mark.skipif(not shutil.which("text2wave"), reason="needs festival")
@@ -98,6 +113,17 @@ def test_a_voice_that_is_not_installed_says_what_to_install(tmp_path: Path) -> N
     (tmp_path / "speech.wav").write_bytes(b"of an earlier utterance")
     with pytest.raises(FileNotFoundError, match="of_nobody is not installed: apt-get install festival "):
         Studio(tmp_path).speak("two", speaker, draw_prosody(Random(0), "sad"))
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
+def test_a_lively_speaker_moves_the_pitch_more(tmp_path: Path) -> None:
+    studio, prosody = Studio(tmp_path), draw_prosody(Random(0), "neutral")
+
+    def octaves(liveliness: float) -> float:
+        speaker = Speaker("a", Voice("espeak", "en-us"), "male", 110, 0.97, 0.9, liveliness=liveliness)
+        return pitch_spread(studio.speak("turn on the light in the kitchen", speaker, prosody))
+
+    assert octaves(1.27) > 1.2 * octaves(0.78)
 
 
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
