@@ -146,6 +146,8 @@ class Studio:
         else:
             pace = f"(Parameter.set 'Duration_Stretch {1 / rate:.3f})"
         setup = f"(begin (voice_{name}) {pace})"
+        if not speaker.voice.english and len(text.split()) == 1:
+            text = f"{text} {text}"  # the Italian ones crash at nothing but "no"
         self._wav.unlink(missing_ok=True)
         self._run(["text2wave", "-eval", setup, "-o", str(self._wav)], stdin=text)
         if not self._wav.exists():  # it exits with 0
