@@ -13,7 +13,7 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import butter, fftconvolve, sosfilt
 
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 Generator = np.random.Generator
 

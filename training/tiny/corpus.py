@@ -4,8 +4,9 @@ Speech is synthesised from the closed grammar by virtual speakers of drawn gende
 of it has a sound behind it; there are sound scenes without speech and pairs of speakers who talk at once.
 Then every recording is degraded (rooms, noise, narrow bands, codecs). Three splits without a common sentence,
 and without a common engine voice between train and the others; a fourth, ``clean``, is the speech of test
-with nothing behind it and nothing done to it. ``--digits`` adds recordings of people (the Free Spoken Digit
-Dataset): to train, but for the speaker held out, who makes the split ``digits``. Writes
+with nothing behind it and nothing done to it. Train has people of other languages too (`people`).
+``--digits`` adds recordings of people (the Free Spoken Digit Dataset): to train, but for the speaker held
+out, who makes the split ``digits``. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
 - ``<out>/<split>/utterances.jsonl`` (`training.tiny.records`) and ``pairs.jsonl`` (speaker verification),
@@ -36,9 +37,11 @@ from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
 from training.tiny.pairs import draw_pairs
+from training.tiny.people import PEOPLE, speak
 from training.tiny.records import TASKS, Pair, Record, Traits, answers
-from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
+from training.tiny.studio import Studio
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 SIZES: dict[Split, int] = {"train": 50_000, "dev": 600, "test": 600}
 CLEAN = "clean"
@@ -53,6 +56,7 @@ ONE_GENDER_SHARE: dict[Split, float] = {"train": 0.85, "dev": 0.5, "test": 0.5}
 # Of them too: drawn to have one voice and gender. Dev and test have few voices, and so about a quarter.
 TWIN_SHARE: dict[Split, float] = {"train": 0.35, "dev": 0.0, "test": 0.0}
 UTTERANCES_PER_SPEAKER = 20
+RECORDINGS_PER_PERSON = 120
 OVER_SOUND_SHARE = 0.25
 SHARD = 250
 
@@ -97,7 +101,7 @@ class Shard:
                     transcript=sentence.english if speaker.voice.english else None,
                     translation=sentence.german if speaker.voice.english else None,
                     gender=speaker.gender,
-                    emotion=emotion,
+                    emotion=emotion if speaker.voice.has_emotions else None,
                     speaker=speaker.name,
                     voice=f"{speaker.voice.engine}/{speaker.voice.name}",
                     traits=Traits.of(speaker, prosody),
@@ -134,6 +138,17 @@ def make_shard(
     """Synthesise one shard into `folder` and return its records."""
     maker = Shard(folder, split, shard, seed)
     return maker.make_clean(count) if clean else maker.make(count)
+
+
+def write_people(folder: Path, seed: int) -> list[Record]:
+    """Write recordings of `PEOPLE` as they are, but degraded, into `folder`, and return their records."""
+    rng, noise, records = Random(f"{seed}-people"), np.random.default_rng([seed, 78]), []
+    for name, person in PEOPLE.items():
+        for number in range(RECORDINGS_PER_PERSON):
+            path = f"audio/{name}-{number:03d}.flac"
+            soundfile.write(folder / path, degrade(speak(name, rng), noise), SAMPLE_RATE_HZ)
+            records.append(Record(path=path, gender=person.gender, speaker=name, voice=f"people/{name}"))
+    return records
 
 
 def write_manifests(folder: Path, records: list[Record], pairs: list[Pair]) -> None:
@@ -186,6 +201,8 @@ def main(
             pairs = draw_pairs(
                 records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"), *shares
             )
+            if split == "train":
+                records += write_people(folder, seed)
             if digits is not None and split == "train":
                 records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
             write_manifests(folder, records, pairs)

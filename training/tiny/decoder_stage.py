@@ -37,7 +37,7 @@ CONDENSED_TOKENS = 3
 CONDENSED_ROWS = 6  # for each of the batch's clips
 COMPARED_PAIRS, COMPARE_RATE = 160, 1.5e-3  # of a step of `compare`
 ONE_GENDER_SHARE, TWIN_SHARE = 0.5, 0.75  # of its pairs of two speakers
-BARE_SHARE = 0.5  # of condensed pairs has no instruction
+BARE_SHARE, WHOLE_BARE_SHARE = 0.5, 0.4  # of condensed and of other pairs have no instruction
 MAX_DROPOUT = 0.5
 WHOLE_PAIRS = 18  # of a batch of few speakers
 CONDENSED_WEIGHT, WHOLE_WEIGHT = 0.5, 0.7  # in the loss of such a batch
@@ -178,7 +178,10 @@ class DecoderStage:
             ]
             loss = CONDENSED_WEIGHT * self._loss_of_heard(rows, few, degrade=degrade)
             some = pairs[:WHOLE_PAIRS]
-            rows = [maker.two(pair, records, unprompted=unprompted(), degrade=degrade) for pair in some]
+            rows = [
+                maker.two(pair, records, unprompted=unprompted(WHOLE_BARE_SHARE), degrade=degrade)
+                for pair in some
+            ]
             return loss + WHOLE_WEIGHT * self._loss_of_heard(rows, heard, degrade=degrade)
         rows = [
             maker.one(i, records[i], unprompted=unprompted(), degrade=degrade, segments=HEARD_SEGMENTS)
@@ -269,7 +272,7 @@ class DecoderStage:
                 rows.append(maker.two(pair, train.records, unprompted=bare, degrade=degrade, condensed=True))
         elif about_pairs:
             for pair in rng.choices(train.pairs, k=len(indices) * 3 // 4):  # one answer each, but two clips
-                unprompted = rng.random() < UNPROMPTED_SHARE
+                unprompted = rng.random() < WHOLE_BARE_SHARE
                 rows.append(maker.two(pair, train.records, unprompted=unprompted, degrade=degrade))
         else:
             for index in indices:

@@ -16,7 +16,8 @@ import soxr
 from training.tiny.acoustics import degrade
 from training.tiny.grammar import DIGITS
 from training.tiny.records import Record
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave, resynthesise
+from training.tiny.studio import resynthesise
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 VOICE = "fsdd"  # what the names of these records' voices begin with
 HELD_OUT_SPEAKER = "theo"

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 
 from training.tiny.sounds import EVENTS, STEADY, make_event
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 ONSET_S = 0.4, 0.9  # of the second of two speakers, after the first
 MAX_LEVEL_DB = 3.0  # between them

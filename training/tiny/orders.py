@@ -27,7 +27,8 @@ from training.tiny.encoder_stage import EncoderStage
 from training.tiny.features import Corpus, feature_extractor, log_mel
 from training.tiny.listener import LETTERS
 from training.tiny.records import Record
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave, median_pitch_hz
+from training.tiny.studio import median_pitch_hz
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 NUM_DRAWS = 400
 MAX_SPEECH_S = 30.0

@@ -12,7 +12,7 @@ def draw_pairs(
 ) -> list[Pair]:
     """Pairs of recordings, half of one speaker; of the others, a share `twins` is drawn to have one voice and
     gender, and of the rest about `one_gender` have one gender."""
-    speech = [i for i, r in enumerate(records) if r.speaker is not None and r.emotion is not None]
+    speech = [i for i, r in enumerate(records) if r.is_virtual_speaker]
     by_speaker: dict[str | None, list[int]] = {}
     by_group: dict[Group, list[int]] = {}
     for index in speech:

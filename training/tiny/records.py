@@ -67,6 +67,11 @@ class Record:
         """Whether it is known what is said, if only that nobody speaks."""
         return self.transcript is not None or self.speaker is None
 
+    @property
+    def is_virtual_speaker(self) -> bool:
+        """Whether somebody speaks who was drawn, of whom there are many; not a person as they are."""
+        return self.speaker is not None and (self.emotion is not None or self.traits is not None)
+
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value not in (None, ())}
 

@@ -34,8 +34,9 @@ from training.tiny import mixtures
 from training.tiny.acoustics import degrade
 from training.tiny.grammar import draw
 from training.tiny.records import Pair, Record, answers
-from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave
+from training.tiny.studio import Studio
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 ENCODINGS = (("mp3", "libmp3lame", 44_100), ("mp4", "aac", 44_100), ("webm", "libopus", 48_000))
 SPEAKER_VERIFICATION = "asv"

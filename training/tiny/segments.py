@@ -56,9 +56,9 @@ INSTRUCTIONS = {
 }
 # Shares of the answers given without an instruction, by task. Transcription leads: it is the model's own
 # default, also where nobody speaks (nothing) and where two do (the first). Bare labels are rare, or head
-# masks drawn at random would find them.
+# masks drawn at random would find them; but half of what is said of two recordings is whether one speaks.
 UNPROMPTED_SHARES = {
-    "asr": 6.0, "gr": 0.3, "ser": 0.5, "s2tt": 2.5, "asv": 1.0, "aac": 2.0, "osr": 2.0, "asr-gr": 1.0,
+    "asr": 6.0, "gr": 0.3, "ser": 0.5, "s2tt": 2.5, "asv": 6.0, "aac": 2.0, "osr": 2.0, "asr-gr": 1.0,
     "gr-asr": 1.0, "asr-gr-json": 2.0, "gr-ser-asr-json": 1.0,
 }  # fmt: skip
 SEGMENTS_PER_ROW = 5

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, lfilter, sosfilt
 
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 Generator = np.random.Generator
 Signal = NDArray[np.float64]

@@ -87,7 +87,7 @@ class SpeakerBatches:
         self._lengths = [mel.shape[1] for mel in corpus.mels]
         clips: dict[tuple[Group, str], list[int]] = defaultdict(list)
         for index, record in enumerate(corpus.records):
-            if record.speaker is not None and record.emotion is not None:
+            if record.is_virtual_speaker and record.speaker is not None:
                 clips[record.group, record.speaker].append(index)
         self._clips = {speaker: indices for speaker, indices in clips.items() if len(indices) > 1}
 

@@ -1,10 +1,10 @@
-"""Speaks virtual speakers to 16 kHz mono arrays through five synthesis engines.
+"""Speaks virtual speakers to 16 kHz mono arrays through five synthesis engines and with what people said.
 
 espeak-ng speaks through a variant file written for each speaker (formants and pitch range by the speaker's
 gender; it knows no breath). flite's awb and slt are moved between speakers by resampling (pitch and vocal
 tract together) with the duration compensated. The others take no pitch targets, so the WORLD vocoder moves
 their pitch, pitch range and spectral envelope: Pico (py-nanotts), Piper (a neural voice) and Festival;
-flite's rms and kal16 too. It gives all voices but espeak-ng's their timbres.
+flite's rms and kal16, and people, too. It gives all voices but espeak-ng's their timbres.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
+from training.tiny import people
 from training.tiny.voices import PLAIN, Prosody, Speaker, Timbre
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave, trimmed
 
-SAMPLE_RATE_HZ = 16_000
 FRAME_PERIOD_MS = 10.0
 FORMANTS_HZ = 500.0, 1_500.0, 2_500.0, 3_500.0
 WITH_PITCH_TARGETS = ("awb", "slt")  # flite voices that follow them
@@ -31,11 +33,9 @@ PACKAGES = {
     "espeak-ng": "espeak-ng",
     "flite": "flite",
     "text2wave": "festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts festvox-czech-dita "
-    "festvox-czech-krb festvox-czech-machac festvox-czech-ph festvox-suopuhe-lj festvox-suopuhe-mv "
-    "festvox-italp16k festvox-itapc16k",
+    "festvox-czech-machac festvox-czech-ph festvox-suopuhe-lj festvox-suopuhe-mv festvox-italp16k "
+    "festvox-itapc16k",
 }  # Debian's, of each command
-
-Wave = NDArray[np.float32]
 
 
 class Studio:
@@ -54,8 +54,7 @@ class Studio:
         """
         wave = self._voiced(text, speaker, prosody)
         wave = np.asarray(lfilter([1.0, -prosody.tilt], [1.0], wave), dtype=np.float32)
-        loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
-        wave = wave[loud[0] : loud[-1] + 1]
+        wave = trimmed(wave)
         scaled = wave * (0.25 * 10 ** (prosody.gain_db / 20) / np.abs(wave).max())
         return np.asarray(scaled, dtype=np.float32)
 
@@ -74,10 +73,13 @@ class Studio:
                 spoken = self._piper_voice(text, speaker, prosody)
             case "festival":
                 spoken = self._festival(text, speaker, prosody)
+            case "people":
+                spoken = people.speak(speaker.voice.name, Random(f"{speaker.name}-{text}"))
         return resynthesise(
             spoken,
             speaker.pitch_hz * prosody.pitch,
             _range_factor(prosody) * speaker.liveliness,
+            rate=speaker.rate * prosody.rate if speaker.voice.engine == "people" else 1.0,
             tract=speaker.tract,
             timbre=speaker.timbre,
         )
@@ -200,11 +202,12 @@ def resynthesise(
     pitch_hz: float | None = None,
     spread: float = 1.0,
     *,
+    rate: float = 1.0,
     tract: float = 1.0,
     timbre: Timbre = PLAIN,
 ) -> Wave:
-    """Move speech to another mean pitch (None: its own), pitch range, vocal tract and timbre; the duration
-    stays.
+    """Move speech to another mean pitch (None: its own), pitch range, vocal tract and timbre, and to be
+    spoken `rate` times as quickly.
 
     `wave` and the result are float32 [num_samples] at 16 kHz; `spread` is a factor on the pitch's distance
     (in octaves) from its mean, `tract` one on every formant.
@@ -233,5 +236,5 @@ def resynthesise(
     warped = envelope[:, low] * (1 - share) + envelope[:, high] * share
     warped = np.ascontiguousarray(warped * np.interp(hz, there[1:-1], timbre.heights)[None] ** 2)  # powers
     aperiodicity = aperiodicity ** (1 - 0.6 * timbre.breath)
-    moved_wave = pyworld.synthesize(f0, warped, aperiodicity, SAMPLE_RATE_HZ, FRAME_PERIOD_MS)
+    moved_wave = pyworld.synthesize(f0, warped, aperiodicity, SAMPLE_RATE_HZ, FRAME_PERIOD_MS / rate)
     return np.asarray(moved_wave, dtype=np.float32)

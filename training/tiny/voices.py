@@ -3,8 +3,8 @@
 A speaker is a voice of one of five synthesis engines with a drawn vocal tract, pitch and rate; most engine
 voices lend themselves to speakers of both genders. Most speakers to train with have a timbre and a liveliness
 of their own. Voices of other languages read English by their own rules: they say no words, but have a gender,
-an emotion and somebody who speaks. Emotion acts on pitch, pitch range, rate, loudness and spectral tilt.
-`training.tiny.studio` speaks them.
+an emotion and somebody who speaks. So do recordings of people, but for emotions. An emotion acts on pitch,
+pitch range, rate, loudness and spectral tilt. `training.tiny.studio` speaks them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from random import Random
 from typing import Literal
 
 from training.tiny.grammar import Split
+from training.tiny.people import PEOPLE
 
-Engine = Literal["espeak", "flite", "pico", "piper", "festival"]
+Engine = Literal["espeak", "flite", "pico", "piper", "festival", "people"]
 Gender = Literal["male", "female"]
 GENDERS: tuple[Gender, ...] = ("male", "female")
+OTHER_GENDER_SHARE = 0.3
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
 
@@ -30,6 +32,11 @@ class Voice:
     name: str
     gender: Gender | None = None
     english: bool = True
+
+    @property
+    def has_emotions(self) -> bool:
+        """Whether it is known how it speaks before its speakers' emotions are added."""
+        return self.engine != "people"
 
 
 # Whole voices are kept for evaluation: no speaker of dev or test shares an engine voice with training. The
@@ -54,13 +61,13 @@ VOICES: dict[Split, dict[Voice, float]] = {
         Voice("pico", "fr-FR", "female", english=False): 0.5,
         Voice("pico", "it-IT", "female", english=False): 0.5,
         Voice("festival", "czech_dita", "female", english=False): 0.5,
-        Voice("festival", "czech_krb", "male", english=False): 0.5,
         Voice("festival", "czech_machac", "male", english=False): 0.5,
         Voice("festival", "czech_ph", "male", english=False): 0.5,
         Voice("festival", "hy_fi_mv_diphone", "male", english=False): 0.5,
         Voice("festival", "suo_fi_lj_diphone", "female", english=False): 0.5,
         Voice("festival", "lp_diphone", "female", english=False): 0.5,
         Voice("festival", "pc_diphone", "male", english=False): 0.5,
+        **{Voice("people", name, person.gender, english=False): 0.2 for name, person in PEOPLE.items()},
     },
     "dev": {
         Voice("espeak", "en-gb-x-gbclan"): 1.0,
@@ -122,7 +129,7 @@ def draw_speaker(rng: Random, name: str, split: Split) -> Speaker:
     pitch_hz = rng.uniform(85, 135) if gender == "male" else rng.uniform(175, 250)
     # Around 0.3 s a word, as people take for the recorded coffee orders; the voices' own rate is quicker.
     rate = rng.uniform(0.7, 1.05)
-    voices = VOICES[split]
+    voices = {voice: weight * _lends(voice, gender) for voice, weight in VOICES[split].items()}
     voice = rng.choices(list(voices), list(voices.values()))[0]
     if voice.gender is None:
         tract = rng.uniform(0.90, 1.02) if gender == "male" else rng.uniform(1.10, 1.22)
@@ -135,6 +142,11 @@ def draw_speaker(rng: Random, name: str, split: Split) -> Speaker:
         return speaker
     own = Random(f"{name}-{pitch_hz}")
     return replace(speaker, timbre=draw_timbre(own), liveliness=2 ** own.uniform(-0.35, 0.35))
+
+
+def _lends(voice: Voice, gender: Gender) -> float:
+    """How willingly a voice is drawn for a speaker of this gender: people seldom for the other one."""
+    return OTHER_GENDER_SHARE if voice.engine == "people" and voice.gender != gender else 1.0
 
 
 def draw_timbre(rng: Random) -> Timbre:

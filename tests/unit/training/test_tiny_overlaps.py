@@ -11,7 +11,7 @@ from training.tiny.features import Corpus, augment, feature_extractor, log_mel, 
 from training.tiny.mixtures import ONSET_S
 from training.tiny.overlaps import overlap, overlapped
 from training.tiny.records import Record
-from training.tiny.studio import SAMPLE_RATE_HZ, Wave
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 
 def tone(hertz: float, before_s: float, sounds_s: float, after_s: float, seed: int = 0) -> Wave:

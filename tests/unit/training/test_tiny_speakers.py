@@ -74,7 +74,7 @@ def test_a_voice_that_the_scale_has_not_heard_has_no_targets() -> None:
 
 
 def test_a_batch_has_speakers_of_one_voice_and_pairs_of_them() -> None:
-    records = records_of(60)
+    records = records_of(200)
     mels = [np.zeros((128, 20 + index % 50)) for index in range(len(records))]
     batches = SpeakerBatches(Corpus(records, mels, []), Random(1))
     assert batches

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter, welch
 
-from training.tiny.studio import SAMPLE_RATE_HZ, Studio, Wave, median_pitch_hz, resynthesise
+from training.tiny.studio import Studio, median_pitch_hz, resynthesise
 from training.tiny.voices import PLAIN, VOICES, Prosody, Speaker, Timbre, Voice, draw_prosody, draw_speaker
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
 MOVED = Timbre(formants=(1.2, 1.0, 1.0, 1.0))
 
