@@ -10,7 +10,8 @@ out, who makes the split ``digits``. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
 - ``<out>/<split>/utterances.jsonl`` (`training.tiny.records`) and ``pairs.jsonl`` (speaker verification),
-- ``<out>/<split>/<task>.jsonl``, the manifests that mask training and evaluation read.
+- ``<out>/<split>/<task>.jsonl``, the manifests that mask training and evaluation read, and
+  ``<out>/train/gr-people.jsonl``, half of which is people as they are.
 
 The same seed gives the same corpus, however many workers make it.
 """
@@ -172,6 +173,16 @@ def write_manifests(folder: Path, records: list[Record], pairs: list[Pair]) -> N
             write_table(folder / f"{name}.jsonl", tables[name])
 
 
+def half_of_people(records: list[Record], rng: Random) -> list[dict[str, Any]]:
+    """Rows of a manifest of gr, shuffled: all recordings of `PEOPLE` as they are, and as many others."""
+    known = [record for record in records if record.gender is not None]
+    people = [record for record in known if record.voice == f"people/{record.speaker}"]
+    others = [record for record in known if record.voice != f"people/{record.speaker}"]
+    chosen = people + rng.sample(others, min(len(people), len(others)))
+    rng.shuffle(chosen)
+    return [{"path": record.path, "text": record.gender, "task": "gr"} for record in chosen]
+
+
 def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -206,6 +217,8 @@ def main(
             if digits is not None and split == "train":
                 records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
             write_manifests(folder, records, pairs)
+            if split == "train":
+                write_table(folder / "gr-people.jsonl", half_of_people(records, Random(f"{seed}-people")))
     if digits is not None:
         folder = out / "digits"
         (folder / "audio").mkdir(parents=True, exist_ok=True)

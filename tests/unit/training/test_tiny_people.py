@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from training.tiny.corpus import half_of_people
 from training.tiny.pairs import draw_pairs
 from training.tiny.people import LENGTH_S, PAUSE_S, PEOPLE, pieces_of, speak
 from training.tiny.records import Record, Traits, answers
@@ -81,3 +82,12 @@ def test_of_people_it_is_asked_who_they_are_and_not_what_they_say_or_feel() -> N
     assert {pair.same for pair in pairs} == {True, False}
     as_they_are = [Record(path="c.flac", gender="male", speaker="c", voice="people/c")] * 2
     assert draw_pairs([*records, *as_they_are], 20, Random(0)) == pairs
+
+
+def test_half_of_a_manifest_of_gender_is_people_as_they_are() -> None:
+    people = [Record(path=f"p{n}.flac", gender="female", speaker="c", voice="people/c") for n in range(5)]
+    drawn = [Record(path=f"d{n}.flac", gender="male", speaker="d", voice="people/c") for n in range(50)]
+    rows = half_of_people([*people, *drawn, Record(path="s.flac", caption="a bell rings")], Random(0))
+    assert sorted(row["path"] for row in rows if row["text"] == "female") == [r.path for r in people]
+    assert len(rows) == len({row["path"] for row in rows}) == 10
+    assert rows[0].keys() == {"path", "text", "task"}
