@@ -38,7 +38,7 @@ from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
 from training.tiny.pairs import draw_pairs
-from training.tiny.people import PEOPLE, speak
+from training.tiny.people import PEOPLE, pieces_of, speak
 from training.tiny.records import TASKS, Pair, Record, Traits, answers
 from training.tiny.studio import Studio
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
@@ -145,9 +145,10 @@ def write_people(folder: Path, seed: int) -> list[Record]:
     """Write recordings of `PEOPLE` as they are, but degraded, into `folder`, and return their records."""
     rng, noise, records = Random(f"{seed}-people"), np.random.default_rng([seed, 78]), []
     for name, person in PEOPLE.items():
+        pieces = pieces_of(name)
         for number in range(RECORDINGS_PER_PERSON):
             path = f"audio/{name}-{number:03d}.flac"
-            soundfile.write(folder / path, degrade(speak(name, rng), noise), SAMPLE_RATE_HZ)
+            soundfile.write(folder / path, degrade(speak(pieces, rng), noise), SAMPLE_RATE_HZ)
             records.append(Record(path=path, gender=person.gender, speaker=name, voice=f"people/{name}"))
     return records
 

@@ -14,9 +14,6 @@ import json
 from pathlib import Path
 from random import Random
 
-import numpy as np
-import soundfile
-import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +25,7 @@ from training.tiny.features import Corpus, feature_extractor, log_mel
 from training.tiny.listener import LETTERS
 from training.tiny.records import Record
 from training.tiny.studio import median_pitch_hz
-from training.tiny.waves import SAMPLE_RATE_HZ, Wave
+from training.tiny.waves import Wave, read_wave
 
 NUM_DRAWS = 400
 MAX_SPEECH_S = 30.0
@@ -49,12 +46,6 @@ def read_labels(folder: Path) -> dict[str, dict[str, str]]:
     """
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     return {name: labels[name]["slots"] for name in sorted(labels)}
-
-
-def read_wave(path: Path) -> Wave:
-    """A recording as float32 [num_samples] at 16 kHz."""
-    wave, rate = soundfile.read(path, dtype="float32")
-    return np.asarray(soxr.resample(wave, rate, SAMPLE_RATE_HZ), dtype=np.float32)
 
 
 def without_silence(wave: Wave) -> Wave:

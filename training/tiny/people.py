@@ -16,13 +16,10 @@ from random import Random
 from typing import Literal, get_args
 
 import numpy as np
-import soundfile
-import soxr
 
-from training.tiny.waves import SAMPLE_RATE_HZ, Wave, trimmed
+from training.tiny.waves import SAMPLE_RATE_HZ, Wave, read_wave, trimmed
 
 PACKAGES = "tuxpaint-stamps-default klettres-data festvox-ru"
-SHARE = Path("/usr/share")
 PAUSE_S = 0.05, 0.3
 LENGTH_S = 1.2, 4.0
 
@@ -53,7 +50,7 @@ PEOPLE = {
 }
 
 
-def pieces_of(name: str, share: Path = SHARE) -> list[Path]:
+def pieces_of(name: str, share: Path = Path("/usr/share")) -> list[Path]:
     """Whatever there is of a person, in order.
 
     Raises:
@@ -65,23 +62,11 @@ def pieces_of(name: str, share: Path = SHARE) -> list[Path]:
     return found
 
 
-def speak(name: str, rng: Random, share: Path = SHARE) -> Wave:
-    """Some of a person's recordings one behind the other, with pauses, float32 [num_samples] at 16 kHz.
-
-    Raises:
-        FileNotFoundError: the package that has them is not installed.
-    """
-    pieces, wanted = pieces_of(name, share), rng.uniform(*LENGTH_S) * SAMPLE_RATE_HZ
+def speak(pieces: list[Path], rng: Random) -> Wave:
+    """Some of a person's recordings one behind the other, with pauses, float32 [num_samples] at 16 kHz."""
+    wanted, longest = rng.uniform(*LENGTH_S) * SAMPLE_RATE_HZ, round(LENGTH_S[1] * SAMPLE_RATE_HZ)
     parts: list[Wave] = []
     while sum(len(part) for part in parts) < wanted:
         pause = np.zeros(round(rng.uniform(*PAUSE_S) * SAMPLE_RATE_HZ), dtype=np.float32)
-        parts += [_read(rng.choice(pieces)), pause]
+        parts += [trimmed(read_wave(rng.choice(pieces)))[:longest], pause]
     return np.concatenate(parts[:-1])
-
-
-def _read(path: Path) -> Wave:
-    """At most as long as is wanted at most."""
-    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = np.asarray(soxr.resample(wave.mean(1), rate, SAMPLE_RATE_HZ), dtype=np.float32)
-    longest = round(LENGTH_S[1] * SAMPLE_RATE_HZ)
-    return trimmed(mono)[:longest]

@@ -33,7 +33,8 @@ from training.label_scores import label_scores
 from training.manifest import Example
 from training.tiny.digits import HELD_OUT_SPEAKER
 from training.tiny.grammar import DIGITS
-from training.tiny.orders import is_held_out, read_labels, read_wave
+from training.tiny.orders import is_held_out, read_labels
+from training.tiny.waves import read_wave
 
 
 def transcripts(family: ModelFamily, mask: MaskFile, paths: Iterable[Path]) -> Iterator[str]:

@@ -22,7 +22,7 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from training.tiny import people
+from training.tiny.people import pieces_of, speak
 from training.tiny.voices import PLAIN, Prosody, Speaker, Timbre
 from training.tiny.waves import SAMPLE_RATE_HZ, Wave, trimmed
 
@@ -45,6 +45,7 @@ class Studio:
         self._wav = folder / "speech.wav"
         self._data = folder / "espeak-ng-data"
         self._piper: Any = None
+        self._pieces: dict[str, list[Path]] = {}
 
     def speak(self, text: str, speaker: Speaker, prosody: Prosody) -> Wave:
         """Waveform float32 [num_samples], 16 kHz, peak-normalised and then scaled by the prosody's gain.
@@ -74,7 +75,7 @@ class Studio:
             case "festival":
                 spoken = self._festival(text, speaker, prosody)
             case "people":
-                spoken = people.speak(speaker.voice.name, Random(f"{speaker.name}-{text}"))
+                spoken = self._person(text, speaker)
         return resynthesise(
             spoken,
             speaker.pitch_hz * prosody.pitch,
@@ -155,6 +156,12 @@ class Studio:
         if not self._wav.exists():  # it exits with 0
             raise FileNotFoundError(_is_missing(f"Festival's voice {name}", "text2wave"))
         return self._read(1.0)
+
+    def _person(self, text: str, speaker: Speaker) -> Wave:
+        name = speaker.voice.name
+        if name not in self._pieces:
+            self._pieces[name] = pieces_of(name)
+        return speak(self._pieces[name], Random(f"{speaker.name}-{text}"))
 
     def _run(self, command: list[str], stdin: str | None = None) -> str:
         try:

@@ -14,10 +14,9 @@ from random import Random
 from typing import Literal
 
 from training.tiny.grammar import Split
-from training.tiny.people import PEOPLE
+from training.tiny.people import PEOPLE, Gender
 
 Engine = Literal["espeak", "flite", "pico", "piper", "festival", "people"]
-Gender = Literal["male", "female"]
 GENDERS: tuple[Gender, ...] = ("male", "female")
 OTHER_GENDER_SHARE = 0.3
 EMOTIONS = ("angry", "happy", "neutral", "sad")

@@ -40,9 +40,10 @@ def share(tmp_path: Path) -> Path:
 
 
 def test_a_person_says_several_things_one_behind_the_other(share: Path) -> None:
-    assert [path.name for path in pieces_of("stamps-ca", share)] == [f"cat{n}_desc_ca.ogg" for n in range(3)]
-    said = [speak("stamps-ca", Random(seed), share) for seed in range(20)]
-    assert np.array_equal(said[0], speak("stamps-ca", Random(0), share))
+    pieces = pieces_of("stamps-ca", share)
+    assert [path.name for path in pieces] == [f"cat{n}_desc_ca.ogg" for n in range(3)]
+    said = [speak(pieces, Random(seed)) for seed in range(20)]
+    assert np.array_equal(said[0], speak(pieces, Random(0)))
     durations = [len(wave) / SAMPLE_RATE_HZ for wave in said]
     assert min(durations) > LENGTH_S[0] - PAUSE_S[1]
     assert max(durations) < 2 * LENGTH_S[1]
