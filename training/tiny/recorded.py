@@ -117,9 +117,10 @@ def thinned(paths: list[Path], limit: int | None) -> list[Path]:
 
 
 def is_a_sentence(path: Path) -> bool:
-    """Whether a prompt has a length that a question about it is asked of: 1 to 6 s."""
+    """Whether a prompt is speech (a folder of them is silence) and has a length that a question about it is
+    asked of: 1 to 6 s."""
     duration_s: float = soundfile.info(path).duration
-    return 1.0 <= duration_s <= 6.0
+    return path.parent.name != "silence" and 1.0 <= duration_s <= 6.0
 
 
 def main(

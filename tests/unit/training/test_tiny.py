@@ -22,7 +22,7 @@ from training.tiny.model import audio_config, build_model, split_heads, train_to
 from training.tiny.optimizer import MatrixOptimizer, WeightAverage
 from training.tiny.orders import is_held_out, likely_gender, negative_log_likelihoods
 from training.tiny.pairs import draw_pairs
-from training.tiny.recorded import prompt_speakers, share_of, slot_recall
+from training.tiny.recorded import is_a_sentence, prompt_speakers, share_of, slot_recall
 from training.tiny.records import TASKS, Pair, Record, Traits, answers, read_pairs, read_records
 from training.tiny.segments import (
     INSTRUCTIONS,
@@ -187,6 +187,14 @@ def test_a_folder_of_prompts_names_its_speaker_and_the_gender(tmp_path: Path) ->
         (tmp_path / name).mkdir()
     (tmp_path / "fr_CA_f_June").touch()  # no folder
     assert prompt_speakers(tmp_path) == {"en_US_f_Allison": "female", "it_IT_m_Carlo": "male"}
+
+
+def test_prompts_that_are_silence_or_too_short_or_long_are_not_measured(tmp_path: Path) -> None:
+    durations_s = {"silence/2": 2.0, "vm-intro": 2.0, "beep": 0.3, "demo-instruct": 9.0}
+    for name, duration_s in durations_s.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(round(8000 * duration_s)), 8000)
+    assert [name for name in durations_s if is_a_sentence(tmp_path / f"{name}.wav")] == ["vm-intro"]
 
 
 def test_a_gender_counts_where_it_is_the_whole_answer() -> None:
