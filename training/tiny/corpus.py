@@ -4,14 +4,14 @@ Speech is synthesised from the closed grammar by virtual speakers of drawn gende
 of it has a sound behind it; there are sound scenes without speech and pairs of speakers who talk at once.
 Then every recording is degraded (rooms, noise, narrow bands, codecs). Three splits without a common sentence,
 and without a common engine voice between train and the others; a fourth, ``clean``, is the speech of test
-with nothing behind it and nothing done to it. Train has people of other languages too (`people`).
+with nothing behind it and nothing done to it. Train has people of other languages too (`natural`).
 ``--digits`` adds recordings of people (the Free Spoken Digit Dataset): to train, but for the speaker held
 out, who makes the split ``digits``. Writes
 
 - ``<out>/<split>/audio/*.flac`` (16 kHz, mono),
 - ``<out>/<split>/utterances.jsonl`` (`training.tiny.records`) and ``pairs.jsonl`` (speaker verification),
 - ``<out>/<split>/<task>.jsonl``, the manifests that mask training and evaluation read, and
-  ``<out>/train/gr-people.jsonl``, half of which is people as they are.
+  ``<out>/train/gr-people.jsonl`` and ``gr-people-valid.jsonl``, which are mostly people (`natural`).
 
 The same seed gives the same corpus, however many workers make it.
 """
@@ -37,8 +37,8 @@ from training.tiny import mixtures
 from training.tiny.acoustics import degrade, place
 from training.tiny.digits import HELD_OUT_SPEAKER, write_digits
 from training.tiny.grammar import Split, draw
+from training.tiny.natural import mostly_people, write_people
 from training.tiny.pairs import draw_pairs
-from training.tiny.people import PEOPLE, pieces_of, speak
 from training.tiny.records import TASKS, Pair, Record, Traits, answers
 from training.tiny.studio import Studio
 from training.tiny.voices import EMOTIONS, draw_prosody, draw_speaker
@@ -57,8 +57,8 @@ ONE_GENDER_SHARE: dict[Split, float] = {"train": 0.85, "dev": 0.5, "test": 0.5}
 # Of them too: drawn to have one voice and gender. Dev and test have few voices, and so about a quarter.
 TWIN_SHARE: dict[Split, float] = {"train": 0.35, "dev": 0.0, "test": 0.0}
 UTTERANCES_PER_SPEAKER = 20
-RECORDINGS_PER_PERSON = 120
 OVER_SOUND_SHARE = 0.25
+NUM_VALID = 300  # rows of the manifest of people that are kept to validate with
 SHARD = 250
 
 
@@ -141,18 +141,6 @@ def make_shard(
     return maker.make_clean(count) if clean else maker.make(count)
 
 
-def write_people(folder: Path, seed: int) -> list[Record]:
-    """Write recordings of `PEOPLE` as they are, but degraded, into `folder`, and return their records."""
-    rng, noise, records = Random(f"{seed}-people"), np.random.default_rng([seed, 78]), []
-    for name, person in PEOPLE.items():
-        pieces = pieces_of(name)
-        for number in range(RECORDINGS_PER_PERSON):
-            path = f"audio/{name}-{number:03d}.flac"
-            soundfile.write(folder / path, degrade(speak(pieces, rng), noise), SAMPLE_RATE_HZ)
-            records.append(Record(path=path, gender=person.gender, speaker=name, voice=f"people/{name}"))
-    return records
-
-
 def write_manifests(folder: Path, records: list[Record], pairs: list[Pair]) -> None:
     """Write ``utterances.jsonl``, ``pairs.jsonl`` and one manifest a task."""
     tables: dict[str, list[dict[str, Any]]] = {"utterances": [record.as_json() for record in records]}
@@ -172,16 +160,6 @@ def write_manifests(folder: Path, records: list[Record], pairs: list[Pair]) -> N
     for name in ("utterances", "pairs", *TASKS):
         if tables.get(name):
             write_table(folder / f"{name}.jsonl", tables[name])
-
-
-def half_of_people(records: list[Record], rng: Random) -> list[dict[str, Any]]:
-    """Rows of a manifest of gr, shuffled: all recordings of `PEOPLE` as they are, and as many others."""
-    known = [record for record in records if record.gender is not None]
-    people = [record for record in known if record.voice == f"people/{record.speaker}"]
-    others = [record for record in known if record.voice != f"people/{record.speaker}"]
-    chosen = people + rng.sample(others, min(len(people), len(others)))
-    rng.shuffle(chosen)
-    return [{"path": record.path, "text": record.gender, "task": "gr"} for record in chosen]
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -219,7 +197,9 @@ def main(
                 records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
             write_manifests(folder, records, pairs)
             if split == "train":
-                write_table(folder / "gr-people.jsonl", half_of_people(records, Random(f"{seed}-people")))
+                rows = mostly_people(records, Random(f"{seed}-people"))
+                write_table(folder / "gr-people-valid.jsonl", rows[:NUM_VALID])
+                write_table(folder / "gr-people.jsonl", rows[NUM_VALID:])
     if digits is not None:
         folder = out / "digits"
         (folder / "audio").mkdir(parents=True, exist_ok=True)

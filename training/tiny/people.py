@@ -1,11 +1,13 @@
 """People of other languages: short recordings that Debian packages have, several hundred of some of them.
 
 Nobody wrote down what they say, but they have a gender and are somebody: as records of the corpus they have
-no transcript. Whose gender the package does not tell is a man or a woman by the pitch of nearly all of their
-recordings (medians to 145 Hz and from 190 Hz on); who is in between, or a child, is left out.
+no transcript. Whose gender the package does not tell is a man or a woman by their pitch (half of their
+recordings have a median of up to 140 Hz, or of 190 Hz or more); who is in between, or a child, is left out.
 
-Packages: tuxpaint-stamps-default (GPL-2: names of things), klettres-data (GPL-2: letters and syllables) and
-festvox-ru (GPL-3 and BSD: sentences).
+Packages: tuxpaint-stamps-default (GPL-2: names of things), klettres-data (GPL-2: letters and syllables),
+festvox-ru (GPL-3 and BSD: sentences), fillets-ng-data-cs and -nl (GPL-2: a man and a woman who play two
+fish), kajongg (GPL-2: calls in a game, two men and two women in each of two languages), ktuberling-data
+(GPL-2: names of things) and gcin-voice (GPL-3 or LGPL-3: Mandarin syllables).
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ import numpy as np
 
 from training.tiny.waves import SAMPLE_RATE_HZ, Wave, read_wave, trimmed
 
-PACKAGES = "tuxpaint-stamps-default klettres-data festvox-ru"
+PACKAGES = (
+    "tuxpaint-stamps-default klettres-data festvox-ru fillets-ng-data-cs fillets-ng-data-nl kajongg "
+    "ktuberling-data gcin-voice"
+)
+SHARE = Path("/usr/share")
 PAUSE_S = 0.05, 0.3
-LENGTH_S = 1.2, 4.0
+LENGTH_S = 1.2, 4.0  # of several things that are said one behind the other
+WORD_S = 0.3, 0.8  # of one or two
+LONGEST_S = 4.0  # of each
 
 Gender = Literal["male", "female"]
 
@@ -46,11 +54,17 @@ def _people(kind: str, recordings: str, **languages: str) -> dict[str, Person]:
 PEOPLE = {
     **_people("stamps", "tuxpaint/stamps/**/*_desc_{}.ogg", male="ca da fr nl ru", female="be el es ro"),
     **_people("letters", "klettres/{}/**/*.ogg", male="da en hu lt ml nds", female="cs it nb ru uk"),
+    **_people("potato", "ktuberling/sounds/{}/*.ogg", male="de wa", female="uk"),
+    **_people("tiles", "kajongg/voices/{}/*.ogg", male="male1 male2", female="female1 female2"),
+    **_people("tiles-de", "kajongg/voices/de/{}/*.ogg", male="male1 male2", female="female1 female2"),
+    **_people("fish-v", "games/fillets-ng/sound/*/{}/*-v-*.ogg", male="cs nl", female=""),
+    **_people("fish-m", "games/fillets-ng/sound/*/{}/*-m-*.ogg", male="", female="cs nl"),
+    "syllables-zh": Person("male", "gcin-voice/ogg/*/3.ogg"),
     "sentences-ru": Person("male", "festival/voices/russian/msu_ru_nsh_clunits/wav/*.wav"),
 }
 
 
-def pieces_of(name: str, share: Path = Path("/usr/share")) -> list[Path]:
+def pieces_of(name: str, share: Path = SHARE) -> list[Path]:
     """Whatever there is of a person, in order.
 
     Raises:
@@ -62,11 +76,13 @@ def pieces_of(name: str, share: Path = Path("/usr/share")) -> list[Path]:
     return found
 
 
-def speak(pieces: list[Path], rng: Random) -> Wave:
-    """Some of a person's recordings one behind the other, with pauses, float32 [num_samples] at 16 kHz."""
-    wanted, longest = rng.uniform(*LENGTH_S) * SAMPLE_RATE_HZ, round(LENGTH_S[1] * SAMPLE_RATE_HZ)
+def speak(pieces: list[Path], rng: Random, length_s: tuple[float, float] = LENGTH_S) -> Wave:
+    """Some of a person's recordings one behind the other, with pauses, float32 [num_samples] at 16 kHz, of at
+    least a length that is drawn from the range `length_s`."""
+    wanted = rng.uniform(*length_s) * SAMPLE_RATE_HZ
     parts: list[Wave] = []
     while sum(len(part) for part in parts) < wanted:
         pause = np.zeros(round(rng.uniform(*PAUSE_S) * SAMPLE_RATE_HZ), dtype=np.float32)
-        parts += [trimmed(read_wave(rng.choice(pieces)))[:longest], pause]
+        said = trimmed(read_wave(rng.choice(pieces)))[: round(LONGEST_S * SAMPLE_RATE_HZ)]
+        parts += [said, pause]
     return np.concatenate(parts[:-1])

@@ -19,6 +19,7 @@ from training.tiny.people import PEOPLE, Gender
 Engine = Literal["espeak", "flite", "pico", "piper", "festival", "people"]
 GENDERS: tuple[Gender, ...] = ("male", "female")
 OTHER_GENDER_SHARE = 0.3
+PEOPLE_WEIGHT = 4.2  # of all voices of people together, beside those of the engines
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
 
@@ -66,7 +67,10 @@ VOICES: dict[Split, dict[Voice, float]] = {
         Voice("festival", "suo_fi_lj_diphone", "female", english=False): 0.5,
         Voice("festival", "lp_diphone", "female", english=False): 0.5,
         Voice("festival", "pc_diphone", "male", english=False): 0.5,
-        **{Voice("people", name, person.gender, english=False): 0.2 for name, person in PEOPLE.items()},
+        **{
+            Voice("people", name, person.gender, english=False): PEOPLE_WEIGHT / len(PEOPLE)
+            for name, person in PEOPLE.items()
+        },
     },
     "dev": {
         Voice("espeak", "en-gb-x-gbclan"): 1.0,

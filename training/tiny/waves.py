@@ -23,5 +23,5 @@ def read_wave(path: Path) -> Wave:
 
 def trimmed(wave: Wave) -> Wave:
     """Without the silence before and behind."""
-    loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max())
+    loud = np.flatnonzero(np.abs(wave) > SILENCE * np.abs(wave).max(initial=0.0))
     return wave[loud[0] : loud[-1] + 1] if len(loud) else wave

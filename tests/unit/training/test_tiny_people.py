@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.tiny.corpus import half_of_people
+from training.tiny import natural
+from training.tiny.natural import mostly_people
 from training.tiny.pairs import draw_pairs
-from training.tiny.people import LENGTH_S, PAUSE_S, PEOPLE, pieces_of, speak
+from training.tiny.people import LENGTH_S, PAUSE_S, PEOPLE, WORD_S, Gender, pieces_of, speak
 from training.tiny.records import Record, Traits, answers
 from training.tiny.studio import median_pitch_hz, resynthesise
 from training.tiny.voices import VOICES, Voice, draw_speaker
-from training.tiny.waves import SAMPLE_RATE_HZ, trimmed
+from training.tiny.waves import SAMPLE_RATE_HZ, read_wave, trimmed
 
 RATE_HZ = 22_050
 
@@ -85,10 +86,38 @@ def test_of_people_it_is_asked_who_they_are_and_not_what_they_say_or_feel() -> N
     assert draw_pairs([*records, *as_they_are], 20, Random(0)) == pairs
 
 
-def test_half_of_a_manifest_of_gender_is_people_as_they_are() -> None:
-    people = [Record(path=f"p{n}.flac", gender="female", speaker="c", voice="people/c") for n in range(5)]
+def test_a_manifest_of_gender_is_mostly_people() -> None:
+    people = [Record(path=f"p{n}.flac", gender="female", speaker="c", voice="people/c") for n in range(9)]
     drawn = [Record(path=f"d{n}.flac", gender="male", speaker="d", voice="people/c") for n in range(50)]
-    rows = half_of_people([*people, *drawn, Record(path="s.flac", caption="a bell rings")], Random(0))
+    rows = mostly_people([*people, *drawn, Record(path="s.flac", caption="a bell rings")], Random(0))
     assert sorted(row["path"] for row in rows if row["text"] == "female") == [r.path for r in people]
     assert len(rows) == len({row["path"] for row in rows}) == 10
     assert rows[0].keys() == {"path", "text", "task"}
+
+
+def test_people_are_recorded_at_other_pitches_and_as_short_as_a_word(
+    share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natural, "COUNTS", dict.fromkeys(natural.COUNTS, 2))
+    (tmp_path / "audio").mkdir()
+    people = {"stamps-ca": PEOPLE["stamps-ca"]}
+    records = natural.write_people(tmp_path, 0, people, share)
+    assert len({record.path for record in records}) == 8
+    assert {(r.gender, r.speaker, r.voice) for r in records} == {("male", "stamps-ca", "people/stamps-ca")}
+    waves = {record.path: read_wave(tmp_path / record.path) for record in records}
+    again = natural.write_people(tmp_path, 0, people, share)
+    assert all(np.array_equal(waves[record.path], read_wave(tmp_path / record.path)) for record in again)
+
+
+@pytest.mark.parametrize("gender", ["male", "female"])
+def test_a_voice_is_moved_to_a_pitch_that_its_gender_has(gender: Gender) -> None:
+    wave = trimmed(np.asarray(hum(120, 1.5), dtype=np.float32))
+    moved = [natural.with_another_pitch(wave, gender, Random(seed)) for seed in range(9)]
+    low, high = natural.MOVED_HZ[gender]
+    assert all(0.95 * low < median_pitch_hz(each) < 1.05 * high for each in moved)
+    assert len({len(each) for each in moved}) == 8
+
+
+def test_a_word_is_one_thing_that_somebody_says(share: Path) -> None:
+    words = [speak(pieces_of("stamps-ca", share)[:2], Random(seed), WORD_S) for seed in range(10)]
+    assert all(len(word) < SAMPLE_RATE_HZ for word in words)
