@@ -58,7 +58,7 @@ ONE_GENDER_SHARE: dict[Split, float] = {"train": 0.85, "dev": 0.5, "test": 0.5}
 TWIN_SHARE: dict[Split, float] = {"train": 0.35, "dev": 0.0, "test": 0.0}
 UTTERANCES_PER_SPEAKER = 20
 OVER_SOUND_SHARE = 0.25
-NUM_VALID = 300  # rows of the manifest of people that are kept to validate with
+NUM_VALID = 800  # rows of the manifest of people that are kept to validate with
 SHARD = 250
 
 
