@@ -191,13 +191,14 @@ def main(
             pairs = draw_pairs(
                 records, max(1, round(NUM_PAIRS[split] * scale)), Random(f"{seed}-{split}"), *shares
             )
+            people, spoken = [], []
             if split == "train":
-                records += write_people(folder, seed)
+                people = write_people(folder, seed)
             if digits is not None and split == "train":
-                records += write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
-            write_manifests(folder, records, pairs)
-            if split == "train":
-                rows = mostly_people(records, Random(f"{seed}-people"))
+                spoken = write_digits(digits, folder, lambda name: name != HELD_OUT_SPEAKER, seed)
+            write_manifests(folder, [*records, *people, *spoken], pairs)
+            if people:
+                rows = mostly_people(people, [*records, *spoken], Random(f"{seed}-people"))
                 write_table(folder / "gr-people-valid.jsonl", rows[:NUM_VALID])
                 write_table(folder / "gr-people.jsonl", rows[NUM_VALID:])
     if digits is not None:

@@ -8,10 +8,9 @@ by the WORLD vocoder, with the formants that they have; a part of all is as shor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -22,9 +21,21 @@ from training.tiny.records import Record
 from training.tiny.studio import resynthesise
 from training.tiny.waves import SAMPLE_RATE_HZ, Wave
 
-AS_THEY_ARE, MOVED = "", "-moved"
-# Of each person, by whether their pitch is moved and how long they speak.
-COUNTS = {(AS_THEY_ARE, LENGTH_S): 24, (AS_THEY_ARE, WORD_S): 20, (MOVED, LENGTH_S): 60, (MOVED, WORD_S): 30}
+
+class Kind(NamedTuple):
+    """How a person is recorded, and how often."""
+
+    num_recordings: int
+    length_s: tuple[float, float]
+    moved: bool
+
+
+KINDS = {
+    "long": Kind(24, LENGTH_S, moved=False),
+    "word": Kind(20, WORD_S, moved=False),
+    "moved-long": Kind(60, LENGTH_S, moved=True),
+    "moved-word": Kind(30, WORD_S, moved=True),
+}
 MOVED_HZ: dict[Gender, tuple[float, float]] = {"male": (115, 185), "female": (155, 215)}
 OTHERS_SHARE = 0.1  # of the manifest
 
@@ -34,15 +45,17 @@ def write_people(
 ) -> list[Record]:
     """Write recordings of people, degraded, into `folder`, and return their records."""
     records = []
-    for (name, person), ((moved, length_s), count) in product(people.items(), COUNTS.items()):
-        pieces, kind = pieces_of(name, share), f"{name}{moved}-{'word' if length_s == WORD_S else 'long'}"
-        rng, noise = Random(f"{seed}-{kind}"), np.random.default_rng([seed, *kind.encode()])
-        for number in range(count):
-            wave = speak(pieces, rng, length_s)
-            wave = with_another_pitch(wave, person.gender, rng) if moved else wave
-            path = f"audio/{kind}-{number:03d}.flac"
-            soundfile.write(folder / path, degrade(wave, noise), SAMPLE_RATE_HZ)
-            records.append(Record(path=path, gender=person.gender, speaker=name, voice=f"people/{name}"))
+    for name, person in people.items():
+        pieces = pieces_of(name, share)
+        for kind, (num_recordings, length_s, moved) in KINDS.items():
+            rng = Random(f"{seed}-{name}-{kind}")
+            noise = np.random.default_rng([seed, *f"{name}-{kind}".encode()])
+            for number in range(num_recordings):
+                wave = speak(pieces, rng, length_s)
+                wave = with_another_pitch(wave, person.gender, rng) if moved else wave
+                path = f"audio/{name}-{kind}-{number:03d}.flac"
+                soundfile.write(folder / path, degrade(wave, noise), SAMPLE_RATE_HZ)
+                records.append(Record(path=path, gender=person.gender, speaker=name, voice=f"people/{name}"))
     return records
 
 
@@ -57,12 +70,10 @@ def with_another_pitch(wave: Wave, gender: Gender, rng: Random) -> Wave:
     )
 
 
-def mostly_people(records: list[Record], rng: Random) -> list[dict[str, Any]]:
+def mostly_people(people: list[Record], others: list[Record], rng: Random) -> list[dict[str, Any]]:
     """Rows of a manifest of gr, shuffled: all of `write_people` and others, `OTHERS_SHARE` of all."""
-    known = [record for record in records if record.gender is not None]
-    people = [record for record in known if record.voice == f"people/{record.speaker}"]
-    others = [record for record in known if record.voice != f"people/{record.speaker}"]
+    known = [record for record in others if record.gender is not None]
     wanted = round(len(people) * OTHERS_SHARE / (1 - OTHERS_SHARE))
-    chosen = people + rng.sample(others, min(wanted, len(others)))
+    chosen = people + rng.sample(known, min(wanted, len(known)))
     rng.shuffle(chosen)
     return [{"path": record.path, "text": record.gender, "task": "gr"} for record in chosen]

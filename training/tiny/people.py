@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -42,12 +42,13 @@ class Person:
     recordings: str
 
 
-def _people(kind: str, recordings: str, **languages: str) -> dict[str, Person]:
+def _people(kind: str, recordings: str, *, male: str = "", female: str = "") -> dict[str, Person]:
     """One person for each language of the genders; `recordings` with its name in it."""
+    languages: dict[Gender, str] = {"male": male, "female": female}
     return {
         f"{kind}-{language}": Person(gender, recordings.format(language))
-        for gender in get_args(Gender)
-        for language in languages[gender].split()
+        for gender, names in languages.items()
+        for language in names.split()
     }
 
 
@@ -57,8 +58,8 @@ PEOPLE = {
     **_people("potato", "ktuberling/sounds/{}/*.ogg", male="de wa", female="uk"),
     **_people("tiles", "kajongg/voices/{}/*.ogg", male="male1 male2", female="female1 female2"),
     **_people("tiles-de", "kajongg/voices/de/{}/*.ogg", male="male1 male2", female="female1 female2"),
-    **_people("fish-v", "games/fillets-ng/sound/*/{}/*-v-*.ogg", male="cs nl", female=""),
-    **_people("fish-m", "games/fillets-ng/sound/*/{}/*-m-*.ogg", male="", female="cs nl"),
+    **_people("fish-v", "games/fillets-ng/sound/*/{}/*-v-*.ogg", male="cs nl"),
+    **_people("fish-m", "games/fillets-ng/sound/*/{}/*-m-*.ogg", female="cs nl"),
     "syllables-zh": Person("male", "gcin-voice/ogg/*/3.ogg"),
     "sentences-ru": Person("male", "festival/voices/russian/msu_ru_nsh_clunits/wav/*.wav"),
 }
